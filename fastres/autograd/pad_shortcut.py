@@ -1,0 +1,23 @@
+"""Shortcut option A, the zero-padded strided identity, as one differentiable step."""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .batch_norm import launch
+
+
+class PadShortcut(torch.autograd.Function):
+    """out[n, c, i, j] = x[n, c, s*i, s*j] for c < C_in, else 0. Saves no tensor."""
+
+    @staticmethod
+    def forward(ctx, x, out_channels: int, stride: int):
+        ctx.size = tuple(x.shape)
+        ctx.stride = stride
+        return launch.pad_shortcut(x, out_channels, stride)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dout):
+        return launch.pad_shortcut_backward(dout, ctx.size, ctx.stride), None, None

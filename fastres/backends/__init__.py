@@ -1,0 +1,132 @@
+"""Who runs a launch operator: the only place that looks at device and dtype.
+
+On a CPU the C++ kernels (`native`), on a GPU the Triton kernels (`triton`), anywhere plain
+PyTorch (`reference`). `FASTRES_BACKEND` or `with fastres.backend(name)` force a choice.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .ops import FAKES, SCHEMAS
+
+NAMES = ("native", "triton", "reference")
+
+_forced: ContextVar[str | None] = ContextVar("fastres_backend", default=None)
+_launches: Counter[str] = Counter()
+_choices: dict[tuple[str | None, torch.device, torch.dtype], ModuleType] = {}
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+def forced() -> str | None:
+    """The backend that is forced here, by `fastres.backend` or by FASTRES_BACKEND, or None."""
+    inside = _forced.get()
+    if inside is not None:
+        return inside
+    outside = os.environ.get("FASTRES_BACKEND")
+    return _checked(outside, "FASTRES_BACKEND") if outside else None
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force the backend of every fused operator inside the `with`, on this thread.
+
+    Args:
+        name: "native", "triton" or "reference".
+
+    Raises:
+        ValueError: `name` is none of these.
+        RuntimeError: the backend cannot run here at all; also raised by an operator inside
+            whose tensors (their device or dtype) this backend does not serve.
+    """
+    _checked(name, "name")
+    reason = available()[name]
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def available() -> dict[str, str | None]:
+    """For each backend None if it can run on this machine, else the reason why it cannot."""
+    cpu = _module("native").usable(torch.device("cpu"), torch.float32)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "native": cpu,
+        "triton": _module("triton").usable(where, torch.float32),
+        "reference": None,
+    }
+
+
+def _choose(anchor: Tensor) -> ModuleType:
+    key = (forced(), anchor.device, anchor.dtype)
+    chosen = _choices.get(key)
+    if chosen is None:
+        chosen = _choices[key] = _decide(*key)
+    return chosen
+
+
+def _decide(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    if name is not None:
+        module = _module(name)
+        reason = module.usable(device, dtype)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} is forced but cannot run: {reason}")
+        return module
+    preferred = {"cpu": "native", "cuda": "triton"}.get(device.type, "reference")
+    module = _module(preferred)
+    return module if module.usable(device, dtype) is None else _module("reference")
+
+
+def chosen(device: torch.device | str, dtype: torch.dtype) -> str:
+    """Name of the backend that serves tensors of this device and dtype."""
+    return _decide(forced(), torch.device(device), dtype).__name__.rpartition(".")[2]
+
+
+def counts() -> Counter[str]:
+    """Launches since the last `reset_counts`, by "operator:backend"."""
+    return Counter(_launches)
+
+
+def reset_counts() -> None:
+    """Forget the launches counted so far."""
+    _launches.clear()
+
+
+def _dispatcher(operator: str) -> Callable:
+    labels = {name: f"{operator}:{name}" for name in NAMES}
+
+    def dispatch(anchor: Tensor, *args):
+        module = _choose(anchor)
+        _launches[labels[module.__name__.rpartition(".")[2]]] += 1
+        return getattr(module, operator)(anchor, *args)
+
+    return dispatch
+
+
+_library = torch.library.Library("fastres", "DEF")
+for _name, _schema in SCHEMAS.items():
+    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastres::{_name}", FAKES[_name], lib=_library)

@@ -1,0 +1,336 @@
+"""The fused operators without state: functions on tensors, with PyTorch's conventions.
+
+Activations are [N, C, H, W] of any strides; results are channels_last. All functions work under
+autocast, torch.compile and torch.fx (which sees each of them as one call).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ._checks import (
+    check_activation,
+    check_bn,
+    check_conv,
+    check_shortcut,
+    check_training_batch,
+    check_window,
+    pair,
+)
+from .autograd import (
+    BNAct,
+    Conv2d,
+    ConvBNAct,
+    Geometry,
+    Join,
+    MaxPool2d,
+    Normalisation,
+    PadShortcut,
+)
+
+
+class BatchNormState(NamedTuple):
+    """Parameters, buffers and constants of one batch normalisation over C channels.
+
+    weight, bias, running_mean, running_var are [C] or None; `training` means: normalise with
+    the batch's statistics; `momentum` None is the cumulative average; `process_group` shares
+    the statistics among its ranks.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    num_batches_tracked: Tensor | None = None
+    training: bool = True
+    momentum: float | None = 0.1
+    eps: float = 1e-5
+    process_group: Any = None
+
+    @classmethod
+    def of(cls, module: nn.Module) -> BatchNormState:
+        """The state of an nn.BatchNorm2d or nn.SyncBatchNorm in its present mode."""
+        group = None
+        if isinstance(module, nn.SyncBatchNorm) and module.training and dist.is_initialized():
+            group = module.process_group or dist.group.WORLD
+            if dist.get_world_size(group) == 1:
+                group = None
+        tracked = not module.training or module.track_running_stats
+        return cls(
+            module.weight,
+            module.bias,
+            module.running_mean if tracked else None,
+            module.running_var if tracked else None,
+            module.num_batches_tracked,
+            module.training or module.running_mean is None,
+            module.momentum,
+            module.eps,
+            group,
+        )
+
+
+def conv_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNormState,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """relu(bn(conv(x))): [N, C_in, H, W] -> [N, C_out, H', W'], updating running statistics.
+
+    Args:
+        x: input, floating.
+        weight: convolution weight [C_out, C_in / groups, KH, KW]; there is no bias.
+        bn: the normalisation over C_out channels.
+        stride, padding, dilation, groups: as in torch.nn.functional.conv2d.
+        relu: False leaves out the ReLU.
+
+    Raises:
+        TypeError: a tensor is not floating point.
+        ValueError: shapes, devices or dtypes do not fit, or training statistics would come
+            from a single value per channel.
+
+    Source: He et al. 2015, section 3.4 (BN right after each convolution, before activation).
+    """
+    if has_torch_function((x, weight, *bn[:2])):
+        return handle_torch_function(
+            conv_bn_act, (x, weight, *bn[:2]), x, weight, bn,
+            stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu,
+        )  # fmt: skip
+    return _conv_bn(x, weight, bn, None, None, 1, stride, padding, dilation, groups, relu)
+
+
+def conv_bn_add_act(
+    x: Tensor,
+    weight: Tensor,
+    bn: BatchNormState,
+    shortcut: Tensor,
+    *,
+    shortcut_bn: BatchNormState | None = None,
+    shortcut_stride: int = 1,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """relu(bn(conv(x)) + shortcut): the end of a residual block in one step.
+
+    Args:
+        shortcut: with `shortcut_bn` the raw output of the projection, normalised here; else an
+            identity of the output's shape, or (option A) a tensor with at most C_out channels
+            that is read at every `shortcut_stride`-th place and padded with zero channels.
+        others: see conv_bn_act, whose errors these are too.
+
+    Source: He et al. 2015, equation 1 and section 3.3 (options A, B).
+    """
+    vectors = bn[:2] + (shortcut_bn[:2] if shortcut_bn is not None else ())
+    if has_torch_function((x, weight, shortcut, *vectors)):
+        return handle_torch_function(
+            conv_bn_add_act, (x, weight, shortcut, *vectors), x, weight, bn, shortcut,
+            shortcut_bn=shortcut_bn, shortcut_stride=shortcut_stride,
+            stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu,
+        )  # fmt: skip
+    return _conv_bn(
+        x, weight, bn, shortcut, shortcut_bn, shortcut_stride,
+        stride, padding, dilation, groups, relu,
+    )  # fmt: skip
+
+
+def bn_act(y: Tensor, bn: BatchNormState, *, relu: bool = True) -> Tensor:
+    """relu(bn(y)) for y [N, C, H, W]; errors as conv_bn_act's."""
+    if has_torch_function((y, *bn[:2])):
+        return handle_torch_function(bn_act, (y, *bn[:2]), y, bn, relu=relu)
+    return _bn(y, bn, None, None, 1, relu)
+
+
+def bn_add_act(
+    y: Tensor,
+    bn: BatchNormState,
+    shortcut: Tensor,
+    *,
+    shortcut_bn: BatchNormState | None = None,
+    shortcut_stride: int = 1,
+    relu: bool = True,
+) -> Tensor:
+    """relu(bn(y) + shortcut) for a raw convolution output y; see conv_bn_add_act."""
+    vectors = bn[:2] + (shortcut_bn[:2] if shortcut_bn is not None else ())
+    if has_torch_function((y, shortcut, *vectors)):
+        return handle_torch_function(
+            bn_add_act, (y, shortcut, *vectors), y, bn, shortcut,
+            shortcut_bn=shortcut_bn, shortcut_stride=shortcut_stride, relu=relu,
+        )  # fmt: skip
+    return _bn(y, bn, shortcut, shortcut_bn, shortcut_stride, relu)
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int | tuple[int, int] = 1,
+    padding: int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution without bias, channels_last, for a `shortcut_bn` to normalise."""
+    if has_torch_function((x, weight)):
+        return handle_torch_function(
+            conv2d, (x, weight), x, weight,
+            stride=stride, padding=padding, dilation=dilation, groups=groups,
+        )  # fmt: skip
+    (x,) = _autocast(x)
+    geometry = Geometry(pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    check_conv(x, weight, *geometry)
+    return Conv2d.apply(x, weight, geometry)
+
+
+def pad_shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
+    """Shortcut option A: [N, C, H, W] -> [N, out_channels, (H-1)//stride+1, (W-1)//stride+1].
+
+    out[n, c, i, j] = x[n, c, stride*i, stride*j] for c < C, and 0 for the channels above.
+
+    Raises:
+        ValueError: out_channels < C or stride < 1.
+
+    Source: He et al. 2015, section 3.3 option A and section 4.1.
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(pad_shortcut, (x,), x, out_channels, stride)
+    check_activation("x", x)
+    if stride < 1:
+        raise ValueError(f"stride must be at least 1, got {stride}")
+    if out_channels < x.shape[1]:
+        raise ValueError(
+            f"out_channels must be at least x's {x.shape[1]} channels, got {out_channels}"
+        )
+    return PadShortcut.apply(x, out_channels, stride)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype that autocast gives convolutions; unchanged outside of it.
+
+    A weight stays as it is: the operators convert it where they use it, so that no converted copy
+    is kept for the backward pass.
+    """
+    device = tensors[0].device.type
+    if not _autocasting(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(
+        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
+    )
+
+
+def _autocasting(device: str) -> bool:
+    # devices such as meta know no autocast, and asking them is an error
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+def _join(bn: BatchNormState, s_bn: BatchNormState | None, stride: int, relu: bool) -> Join:
+    return Join(
+        Normalisation(bn.training, bn.eps, bn.process_group),
+        None if s_bn is None else Normalisation(s_bn.training, s_bn.eps, s_bn.process_group),
+        stride,
+        relu,
+    )
+
+
+def _conv_bn(x, weight, bn, shortcut, s_bn, s_stride, stride, padding, dilation, groups, relu):
+    (x,) = _autocast(x)
+    if shortcut is not None:
+        (shortcut,) = _autocast(shortcut)
+    geometry = Geometry(pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    size = check_conv(x, weight, *geometry)
+    check_bn("bn", bn, size[1], x.device)
+    check_training_batch(bn, size)
+    if shortcut is not None:
+        check_shortcut(shortcut, x, size, s_bn, s_stride)
+    out, *statistics = ConvBNAct.apply(
+        x, weight, *bn[:4], shortcut, *_shortcut_tensors(s_bn), geometry,
+        _join(bn, s_bn, s_stride, relu),
+    )  # fmt: skip
+    _track(bn, s_bn, statistics, out)
+    return out
+
+
+def _bn(y, bn, shortcut, s_bn, s_stride, relu):
+    check_activation("y", y)
+    check_bn("bn", bn, y.shape[1], y.device)
+    check_training_batch(bn, y.shape)
+    if shortcut is not None:
+        if _autocasting(y.device.type):
+            shortcut = shortcut.to(y.dtype)
+        check_shortcut(shortcut, y, y.shape, s_bn, s_stride)
+    out, *statistics = BNAct.apply(
+        y, *bn[:4], shortcut, *_shortcut_tensors(s_bn), _join(bn, s_bn, s_stride, relu)
+    )
+    _track(bn, s_bn, statistics, out)
+    return out
+
+
+def _shortcut_tensors(s_bn: BatchNormState | None) -> tuple[Tensor | None, ...]:
+    return (None,) * 4 if s_bn is None else s_bn[:4]
+
+
+def _track(bn, s_bn, statistics, out: Tensor) -> None:
+    _update_running(bn, *statistics[:3], out)
+    if s_bn is not None:
+        _update_running(s_bn, *statistics[3:], out)
+
+
+@torch.no_grad()
+def _update_running(bn: BatchNormState, mean, var, count, out: Tensor) -> None:
+    """running <- running + factor * (batch - running), with the unbiased batch variance.
+
+    An empty batch changes neither, but is counted, as in torch. Where the count is known only on the device (statistics
+    over several ranks) the clamp keeps a single value from dividing by zero.
+    """
+    if mean is None or bn.running_mean is None:
+        return
+    factor: float | Tensor | None = bn.momentum
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if factor is None:
+            factor = 1.0 / bn.num_batches_tracked.to(mean.dtype)
+    if isinstance(count, Tensor):
+        unbiased = var * (count / (count - 1).clamp(min=1))
+    elif out.numel() == 0:
+        return
+    else:
+        unbiased = var * (count / (count - 1))
+    if factor is None:
+        factor = 0.0
+    for running, batch in ((bn.running_mean, mean), (bn.running_var, unbiased)):
+        if isinstance(factor, Tensor):
+            factor = factor.to(running.dtype)
+        running.lerp_(batch.to(running.dtype), factor)
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel_size: int | tuple[int, int],
+    stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0,
+) -> Tensor:
+    """Max pooling of [N, C, H, W], as torch.nn.functional.max_pool2d.
+
+    Raises:
+        ValueError: a window of more than 255 places, one that padding could fill by itself, or
+            one that does not fit x.
+    """
+    if has_torch_function((x,)):
+        return handle_torch_function(max_pool2d, (x,), x, kernel_size, stride, padding)
+    check_activation("x", x)
+    kernel, pad = pair("kernel_size", kernel_size), pair("padding", padding)
+    step = kernel if stride is None else pair("stride", stride)
+    check_window(x, kernel, step, pad)
+    return MaxPool2d.apply(x, kernel, step, pad)
