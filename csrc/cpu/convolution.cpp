@@ -1,0 +1,132 @@
+// Convolutions, which stay oneDNN's, with our passes taken while their data is in the cache.
+//
+// The backward pass of a large batch is walked in slices of images: the gradient of a slice's
+// output lives in a small buffer, used up by the convolution's gradients before the next begins.
+
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
+#include <atomic>
+
+#include "operators.h"
+#include "pool.h"
+
+namespace fastres {
+namespace {
+
+// Bytes of input and output that a slice of the backward pass may bring into the cache.
+std::atomic<int64_t> slice_bytes{int64_t{16} << 20};
+
+struct Geometry {
+  at::IntArrayRef stride, padding, dilation;
+  int64_t groups;
+};
+
+at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const Geometry& g) {
+  return at::convolution(x, weight, {}, g.stride, g.padding, g.dilation, false, {0, 0}, g.groups);
+}
+
+std::tuple<at::Tensor, at::Tensor> convolve_backward(const at::Tensor& dy, const at::Tensor& x,
+                                                     const at::Tensor& weight, const Geometry& g,
+                                                     bool need_dx, bool need_dw) {
+  auto [dx, dw, db] =
+      at::convolution_backward(dy, x, weight, at::OptionalIntArrayRef(), g.stride, g.padding,
+                               g.dilation, false, {0, 0}, g.groups, {need_dx, need_dw, false});
+  return {dx, dw};
+}
+
+// Images a slice. A batch of up to three slices is taken whole: smaller convolutions are slower
+// ones, and the gradient of y then is in the cache for the most part anyway.
+int64_t images_per_slice(const at::Tensor& x, const at::Tensor& y) {
+  const int64_t images = x.size(0), budget = slice_bytes.load();
+  const int64_t bytes = static_cast<int64_t>(x.nbytes() + y.nbytes());
+  if (images < 2 || bytes <= 3 * budget) {
+    return std::max<int64_t>(1, images);
+  }
+  return std::clamp<int64_t>(budget * images / bytes, 1, images);
+}
+
+// The weight may be kept in a wider dtype than the activations; its gradient takes its form.
+at::Tensor like_weight(const at::Tensor& dw, const at::Tensor& weight) {
+  return dw.strides() == weight.strides() && dw.scalar_type() == weight.scalar_type()
+             ? dw
+             : at::empty_like(weight).copy_(dw);
+}
+
+// Activations of float32 or bfloat16 enter oneDNN as they are, also under autocast.
+struct ConvolutionScope {
+  PoolScope pool;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+}  // namespace
+
+int64_t set_slice_bytes(int64_t bytes) { return slice_bytes.exchange(bytes); }
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_stats(
+    const at::Tensor& x_, const at::Tensor& weight, at::IntArrayRef stride,
+    at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    const OptionalTensor& pro_mean, const OptionalTensor& pro_invstd,
+    const OptionalTensor& pro_weight, const OptionalTensor& pro_bias, bool stats) {
+  const ConvolutionScope scope;
+  const Geometry geometry{stride, padding, dilation, groups};
+  at::Tensor x = dense(x_);
+  if (pro_mean.has_value()) {
+    x = bn_apply(x, *pro_mean, *pro_invstd, pro_weight, pro_bias, {}, {}, {}, {}, {}, 1, true);
+  }
+  const at::Tensor y = dense(convolve(x, weight.to(x.scalar_type()), geometry));
+  if (!stats) {
+    return {y, empty_vector(0, x), empty_vector(0, x)};
+  }
+  auto [mean, var] = bn_stats(y);
+  return {y, mean, var};
+}
+
+std::tuple<at::Tensor, at::Tensor> conv_backward(const at::Tensor& dy, const at::Tensor& x,
+                                                 const at::Tensor& weight, at::IntArrayRef stride,
+                                                 at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                 int64_t groups, bool need_dx, bool need_dw) {
+  const ConvolutionScope scope;
+  auto [dx, dw] = convolve_backward(dense(dy), dense(x), weight.to(x.scalar_type()),
+                                    {stride, padding, dilation, groups}, need_dx, need_dw);
+  return {need_dx ? dense(dx) : nothing(x), need_dw ? like_weight(dw, weight) : nothing(weight)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_bn_backward(
+    FASTRES_BACKWARD_PARAMETERS, const at::Tensor& x_, const at::Tensor& conv_weight,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    bool need_dx, bool need_dw) {
+  const ConvolutionScope scope;
+  const Geometry geometry{stride, padding, dilation, groups};
+  const at::Tensor gradient = dense(dout), x = dense(x_), weight_as_x = conv_weight.to(x.scalar_type());
+  const JoinBackward join(FASTRES_JOIN_ARGUMENTS);
+  at::Tensor dshortcut = join.empty_shortcut_gradient(), dx, dw;
+  const int64_t images = x.size(0), step = images_per_slice(x, y);
+  if (images == 0) {
+    return {need_dx ? empty_dense(x.sizes(), x) : nothing(x),
+            need_dw ? at::zeros_like(conv_weight) : nothing(conv_weight), dshortcut};
+  }
+  for (int64_t first = 0; first < images; first += step) {
+    const int64_t count = std::min(step, images - first);
+    at::Tensor dy = empty_dense({count, y.size(1), y.size(2), y.size(3)}, y);
+    join.run(gradient, first, dy, dshortcut);
+    auto [part_dx, part_dw] = convolve_backward(dy, x.narrow(0, first, count), weight_as_x,
+                                                geometry, need_dx, need_dw);
+    if (need_dx && count == images) {
+      dx = dense(part_dx);
+    } else if (need_dx) {
+      if (!dx.defined()) {
+        dx = empty_dense(x.sizes(), x);
+      }
+      dx.narrow(0, first, count).copy_(part_dx);
+    }
+    if (need_dw) {
+      dw = dw.defined() ? dw.add_(part_dw) : part_dw;
+    }
+  }
+  return {need_dx ? dx : nothing(x), need_dw ? like_weight(dw, conv_weight) : nothing(conv_weight),
+          dshortcut};
+}
+
+}  // namespace fastres

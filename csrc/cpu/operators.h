@@ -1,0 +1,55 @@
+// The operators; their signatures follow fastres/backends/ops.py.
+#pragma once
+
+#include "activation.h"
+
+// The parameters bn_backward and conv_bn_backward share, and those of them a JoinBackward takes.
+#define FASTRES_BACKWARD_PARAMETERS                                                             \
+  const at::Tensor &dout, const OptionalTensor &out, const at::Tensor &y,                       \
+      const at::Tensor &mean, const at::Tensor &invstd, const OptionalTensor &weight,           \
+      const OptionalTensor &bias, const OptionalTensor &mean_g, const OptionalTensor &mean_gx,  \
+      const OptionalTensor &shortcut, const OptionalTensor &s_mean,                             \
+      const OptionalTensor &s_invstd, const OptionalTensor &s_weight,                           \
+      const OptionalTensor &mean_gx_s, at::IntArrayRef shortcut_size, int64_t shortcut_stride,  \
+      bool relu
+#define FASTRES_JOIN_ARGUMENTS                                                              \
+  out, y, mean, invstd, weight, bias, mean_g, mean_gx, shortcut, s_mean, s_invstd, s_weight, \
+      mean_gx_s, shortcut_size, shortcut_stride, relu
+
+namespace fastres {
+
+std::tuple<at::Tensor, at::Tensor> bn_stats(const at::Tensor& y);
+at::Tensor bn_apply(const at::Tensor& y, const at::Tensor& mean, const at::Tensor& invstd,
+                    const OptionalTensor& weight, const OptionalTensor& bias,
+                    const OptionalTensor& shortcut, const OptionalTensor& s_mean,
+                    const OptionalTensor& s_invstd, const OptionalTensor& s_weight,
+                    const OptionalTensor& s_bias, int64_t shortcut_stride, bool relu);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_backward_reduce(
+    const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y, const at::Tensor& mean,
+    const at::Tensor& invstd, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& shortcut, const OptionalTensor& s_mean, const OptionalTensor& s_invstd,
+    bool relu);
+std::tuple<at::Tensor, at::Tensor> bn_backward(FASTRES_BACKWARD_PARAMETERS);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_stats(
+    const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+    at::IntArrayRef dilation, int64_t groups, const OptionalTensor& pro_mean,
+    const OptionalTensor& pro_invstd, const OptionalTensor& pro_weight,
+    const OptionalTensor& pro_bias, bool stats);
+std::tuple<at::Tensor, at::Tensor> conv_backward(const at::Tensor& dy, const at::Tensor& x,
+                                                 const at::Tensor& weight, at::IntArrayRef stride,
+                                                 at::IntArrayRef padding, at::IntArrayRef dilation,
+                                                 int64_t groups, bool need_dx, bool need_dw);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_bn_backward(
+    FASTRES_BACKWARD_PARAMETERS, const at::Tensor& x, const at::Tensor& conv_weight,
+    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+    bool need_dx, bool need_dw);
+int64_t set_slice_bytes(int64_t bytes);
+std::tuple<at::Tensor, at::Tensor> max_pool(const at::Tensor& x, at::IntArrayRef kernel_size,
+                                            at::IntArrayRef stride, at::IntArrayRef padding);
+at::Tensor max_pool_backward(const at::Tensor& dout, const at::Tensor& index, at::IntArrayRef size,
+                             at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                             at::IntArrayRef padding);
+at::Tensor pad_shortcut(const at::Tensor& x, int64_t out_channels, int64_t stride);
+at::Tensor pad_shortcut_backward(const at::Tensor& dout, at::IntArrayRef size, int64_t stride);
+
+}  // namespace fastres

@@ -1,0 +1,33 @@
+"""The launch operators as C++ kernels on the CPU, around oneDNN's convolutions (csrc/cpu).
+
+Takes float32 and bfloat16. Signatures are those of `ops.SCHEMAS`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import extension
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def usable(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the C++ kernels serve this device and dtype, else the reason why not."""
+    if device.type != "cpu":
+        return f"the native backend runs on cpu, got a tensor on {device.type}"
+    if dtype not in _DTYPES:
+        return f"the native backend takes float32 and bfloat16, got {dtype}"
+    return extension.unavailable_reason()
+
+
+def __getattr__(name: str):
+    """The operator of the extension, looked up once it is loaded."""
+    from .ops import SCHEMAS
+
+    if name not in SCHEMAS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    extension.load()
+    operator = getattr(torch.ops.fastres_native, name).default
+    globals()[name] = operator
+    return operator
