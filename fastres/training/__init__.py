@@ -1,0 +1,1 @@
+"""Training: data, engine, checkpoints, evaluation, distribution, and the commands around them."""

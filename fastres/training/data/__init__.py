@@ -1,0 +1,28 @@
+"""Datasets by name."""
+
+from __future__ import annotations
+
+from fastres.training.config import TrainConfig
+from fastres.training.data.source import Source
+from fastres.training.errors import UsageError
+
+
+def open_source(config: TrainConfig) -> Source:
+    """Opens the run's dataset. Raises UsageError or DataError naming what is missing or broken."""
+    if config.data in ("cifar10", "imagefolder") and config.data_dir is None:
+        raise UsageError(f"data {config.data!r} needs data_dir, the folder of its files")
+    if config.data == "digits":
+        from fastres.training.data.digits import open_digits
+
+        return open_digits(config.seed)
+    if config.data == "cifar10":
+        from fastres.training.data.cifar import open_cifar10
+
+        return open_cifar10(config.data_dir, config.validation, config.seed)
+    if config.data == "imagefolder":
+        from fastres.training.data.imagefolder import open_imagefolder
+
+        return open_imagefolder(config.data_dir, config.image_size, config.seed)
+    from fastres.training.data.synthetic import open_synthetic
+
+    return open_synthetic(config.num_images, config.image_size, config.seed)

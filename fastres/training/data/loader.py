@@ -1,0 +1,77 @@
+"""The DataLoader around a split: batches in the sampler's order, errors in one line."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from fastres.training.data.sampler import EvaluationSampler, Key, TrainSampler
+from fastres.training.data.source import Batch, Split
+from fastres.training.errors import DataError
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A DataError on its way out of a worker, which would otherwise wrap it in a traceback."""
+
+    message: str
+
+
+class _Batches(Dataset):
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | _Failure:
+        try:
+            return self.split.__getitems__(keys)
+        except DataError as error:
+            return _Failure(str(error))
+
+
+def _keep(batch: Batch | _Failure) -> Batch | _Failure:
+    return batch  # the split has put the batch together already
+
+
+def _prepare_worker(worker_id: int) -> None:
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group: the main process saves and
+    # then closes its workers itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class Loader:
+    """Iterates over a split in the sampler's order; raises DataError as it was raised."""
+
+    def __init__(
+        self,
+        split: Split,
+        sampler: TrainSampler | EvaluationSampler,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        self.sampler = sampler
+        self._loader = DataLoader(
+            _Batches(split),
+            batch_sampler=sampler,
+            num_workers=workers,
+            collate_fn=_keep,
+            pin_memory=pin_memory,
+            worker_init_fn=_prepare_worker,
+            persistent_workers=workers > 0,
+            # without its own generator every iterator would draw from torch's, and a resumed
+            # run, which makes one iterator more, would go another way
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, _Failure):
+                raise DataError(batch.message)
+            yield batch

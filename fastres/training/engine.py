@@ -1,0 +1,349 @@
+"""The training loop: steps, epochs, evaluation, logs and checkpoints of one run."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastres.training import checkpoint, rng
+from fastres.training.config import TrainConfig
+from fastres.training.data.loader import Loader
+from fastres.training.data.sampler import EvaluationSampler, TrainSampler
+from fastres.training.data.source import Source, Split
+from fastres.training.distributed import World, is_lost_peer
+from fastres.training.errors import CheckpointError, Stopped, TrainingError, UsageError
+from fastres.training.evaluate import Metrics, evaluate
+from fastres.training.logs import RunLog
+from fastres.training.reporter import Silent, epoch_line
+from fastres.training.schedule import make_schedule
+from fastres.training.signals import StopSignals
+
+DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Progress:
+    """How far a run is. `step` counts inside the epoch; at its last step it is yet to evaluate."""
+
+    epoch: int = 0
+    step: int = 0
+    iteration: int = 0
+    loss_sum: float = 0.0
+    correct: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    best_top1: float = -1.0
+
+
+@dataclass
+class Result:
+    """What a run hands back: a row per epoch of this process's life, and the last metrics."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    test: Metrics | None = None
+
+
+class Trainer:
+    """One run. Build it, `resume` if there is a checkpoint, then `run`.
+
+    The step's loss is the mean over the images of all processes, whatever each one's share.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: nn.Module,
+        source: Source,
+        world: World,
+        device: torch.device,
+        reporter: Silent,
+    ) -> None:
+        if config.amp == "fp16" and device.type == "cpu":
+            raise UsageError("amp 'fp16' needs a GPU; on a CPU use 'bf16'")
+        self.config, self.source, self.world = config, source, world
+        self.device, self.reporter = device, reporter
+        self.out = Path(config.out)
+        self._layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.module = model.to(device, memory_format=self._layout).train()
+        self.network = self._distribute(self.module)
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+        self.sampler = TrainSampler(
+            len(source.train), config.batch_size, config.seed, world.rank, world.size
+        )
+        self.steps_per_epoch = self.sampler.steps_per_epoch
+        if config.iterations is not None:
+            self.total = config.iterations
+        else:
+            self.total = config.epochs * self.steps_per_epoch
+        self.epochs = -(-self.total // self.steps_per_epoch)
+        self.schedule = make_schedule(config, self.steps_per_epoch)
+        self.progress = Progress()
+        self.result = Result()
+        self._totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
+        self._log_positions: dict[str, int] = {}
+        self._log: RunLog | None = None
+        self._stop = StopSignals()
+        self._train_loader = self._loader(source.train, self.sampler)
+        self._held_out_loader = self._evaluation_loader(source.held_out)
+
+    def _distribute(self, module: nn.Module) -> nn.Module:
+        if self.world.size == 1:
+            return module
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        network = DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        if self.config.sync_bn:
+            # after the wrapping: DDP refuses SyncBatchNorm on a CPU, where torch's forward of it
+            # cannot run, but the fused operators can; parameters and buffers stay the same tensors
+            nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return network
+
+    def _loader(self, split: Split, sampler: TrainSampler | EvaluationSampler) -> Loader:
+        return Loader(split, sampler, self.config.workers, pin_memory=self.device.type == "cuda")
+
+    def _evaluation_loader(self, split: Split) -> Loader:
+        world = self.world
+        sampler = EvaluationSampler(len(split), self.config.batch_size, world.rank, world.size)
+        return self._loader(split, sampler)
+
+    def resume(self, path: Path) -> None:
+        """Goes on from a checkpoint exactly where its run stood.
+
+        Raises CheckpointError if it cannot be read, is of another network, or of a run whose
+        images came in another order.
+        """
+        state = checkpoint.load(path)
+        forbidden, changed = self.config.compare(state["config"])
+        checkpoint.check_same_network(path, state["model"], self.module.state_dict())
+        if forbidden:
+            raise CheckpointError(f"{path} is of another run: {'; '.join(forbidden)}")
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self._totals = torch.tensor(
+            [self.progress.loss_sum, self.progress.correct] if self.world.is_main else [0.0, 0.0],
+            dtype=torch.float64,
+            device=self.device,
+        )
+        self._log_positions = state["logs"]
+        ranks = state["rng"]
+        # with more processes than before, the new ones draw what rank 0 draws
+        rng.restore(ranks[self.world.rank if self.world.rank < len(ranks) else 0])
+        for words in changed:
+            self.reporter.note(f"resume: {words}")
+        self.reporter.note(
+            f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}"
+        )
+
+    def _save(self, *names: str) -> None:
+        generators = self.world.gather(rng.capture())
+        progress = self.progress
+        totals = self.world.sum_(self._totals.clone()).tolist()
+        progress.loss_sum, progress.correct = totals
+        if self._log is None:
+            return
+        if not math.isfinite(progress.loss_sum):
+            self._raise_not_finite(progress.loss_sum)
+        state = {
+            "model": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "progress": dict(vars(progress)),
+            "rng": generators,
+            "config": self.config.as_dict(),
+            "logs": self._log.positions(),
+        }
+        for name in names:
+            checkpoint.save(self.out / name, state)
+
+    def run(self) -> Result:
+        """Trains to the end. Raises Stopped after a signal, TrainingError when it cannot go on."""
+        if self.world.is_main:
+            self._log = RunLog(
+                self.out, self._log_positions, self.progress.iteration, self.config.tensorboard
+            )
+        try:
+            with self._stop:
+                while self.progress.iteration < self.total or self.progress.step > 0:
+                    self._train_epoch()
+                    self._finish_epoch()
+                if self.source.test is not None:
+                    self.result.test = self._evaluate(self._evaluation_loader(self.source.test))
+            return self.result
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(self._out_of_memory()) from error
+        except RuntimeError as error:
+            if self.world.size > 1 and is_lost_peer(error):
+                reason = str(error).splitlines()[0]
+                raise TrainingError(
+                    f"rank {self.world.rank}: another process is gone or does not answer: {reason}"
+                ) from None
+            raise
+        finally:
+            self.reporter.close()
+            if self._log is not None:
+                self._log.close()
+
+    def _train_epoch(self) -> None:
+        progress, config = self.progress, self.config
+        left = self.total - progress.iteration
+        steps = min(self.steps_per_epoch, progress.step + left)
+        self.reporter.start_epoch(progress.epoch + 1, self.epochs, progress.step, steps)
+        self.sampler.seek(progress.epoch, progress.step)
+        started, before = time.perf_counter(), progress.seconds
+        if progress.step < steps:
+            for images, labels in self._train_loader:
+                loss = self._step(images, labels)
+                progress.seconds = before + time.perf_counter() - started
+                if progress.iteration % config.log_every == 0:
+                    self._log_step(loss)
+                else:
+                    self.reporter.step(progress.step, None)
+                if config.save_every and progress.iteration % config.save_every == 0:
+                    self._save("last.pt")
+                self._check_stop()
+                if progress.step == steps:
+                    break
+        if self.device.type == "cuda":  # the last steps may only be queued
+            torch.cuda.synchronize(self.device)
+        progress.seconds = before + time.perf_counter() - started
+        self.reporter.end_epoch()
+
+    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One optimiser step; returns this process's part of the mean loss, still on the device."""
+        progress = self.progress
+        count = self.sampler.images_in(progress.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.lr(progress.iteration)
+        labels = labels.to(self.device, non_blocking=True)
+        with self._autocast():
+            logits = self.network(self._place(images))
+        logits = logits.float()
+        loss_sum = F.cross_entropy(logits, labels, reduction="sum")
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP averages the gradients over the processes; the mean wanted is the one over images
+        self.scaler.scale(loss_sum * (self.world.size / count)).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        loss_sum = loss_sum.detach()
+        correct = (logits.detach().argmax(1) == labels).sum()
+        self._totals += torch.stack([loss_sum.double(), correct.double()])
+        progress.step += 1
+        progress.iteration += 1
+        progress.images += count
+        return loss_sum / count
+
+    def _finish_epoch(self) -> None:
+        progress = self.progress
+        loss_sum, correct = self.world.sum_(self._totals.clone()).tolist()
+        if not math.isfinite(loss_sum):
+            self._raise_not_finite(loss_sum)
+        self.world.share_buffers(self.module)
+        metrics = self._evaluate(self._held_out_loader)
+        row = {
+            "epoch": progress.epoch + 1,
+            "iteration": progress.iteration,
+            "lr": self.schedule.lr(progress.iteration - 1),
+            "train_loss": loss_sum / progress.images,
+            "train_top1": 100 * correct / progress.images,
+            "loss": metrics.loss,
+            "top1": metrics.top1,
+            "top5": metrics.top5,
+            "seconds": round(progress.seconds, 3),
+            "images_per_second": round(progress.images / max(progress.seconds, 1e-9), 1),
+        }
+        self.result.rows.append(row)
+        self.schedule.observe(100 - metrics.top1)
+        if self._log is not None:
+            self._log.epoch(row, self.source.held_out_name)
+        self.reporter.note(epoch_line(row, self.epochs, self.source.held_out_name))
+        best = metrics.top1 > progress.best_top1
+        self.progress = Progress(
+            epoch=progress.epoch + 1,
+            iteration=progress.iteration,
+            best_top1=max(metrics.top1, progress.best_top1),
+        )
+        self._totals.zero_()
+        # best first: a kill between the two repeats the epoch and writes the same best again
+        self._save(*(["best.pt"] if best else []), "last.pt")
+        self._check_stop()
+
+    def _evaluate(self, loader: Loader) -> Metrics:
+        # shares differ in length, so several processes cannot agree on stopping in the middle
+        check = self._check_stop if self.world.size == 1 else _no_check
+        return evaluate(self.module, loader, self._place, self._autocast, self.world, check)
+
+    def _place(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, non_blocking=True, memory_format=self._layout)
+
+    def _autocast(self) -> torch.autocast:
+        amp = self.config.amp
+        return torch.autocast(self.device.type, dtype=DTYPES[amp], enabled=amp != "none")
+
+    def _check_stop(self) -> None:
+        signum = self.world.largest(self._stop.signum or 0)
+        if not signum:
+            return
+        self._save("last.pt")
+        progress = self.progress
+        raise Stopped(
+            f"stopped by {signal.Signals(signum).name} at epoch {progress.epoch + 1}, "
+            f"step {progress.step}/{self.steps_per_epoch}; state saved in {self.out / 'last.pt'}, "
+            "go on with --resume auto",
+            signum,
+        )
+
+    def _raise_not_finite(self, loss: float) -> None:
+        last = self.out / "last.pt"
+        kept = f"; the last good state is in {last}" if last.exists() else ""
+        raise TrainingError(
+            f"the loss is {loss} at iteration {self.progress.iteration} "
+            f"(lr {self.optimizer.param_groups[0]['lr']:g}): lower lr{kept}"
+        )
+
+    def _out_of_memory(self) -> str:
+        config = self.config
+        per_device = -(-config.batch_size // self.world.size)
+        return (
+            f"out of GPU memory with {per_device} images of a step on this GPU "
+            f"(batch_size {config.batch_size}, amp {config.amp}): try --batch-size "
+            f"{max(2, config.batch_size // 2)}" + ("" if config.amp != "none" else " or --amp bf16")
+        )
+
+    def _log_step(self, loss: torch.Tensor) -> None:
+        progress = self.progress
+        mean = float(self.world.sum_(loss.clone()))
+        if not math.isfinite(mean):
+            self._raise_not_finite(mean)
+        self.reporter.step(progress.step, mean)
+        if self._log is not None:
+            self._log.step(
+                {
+                    "iteration": progress.iteration,
+                    "epoch": progress.epoch + 1,
+                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "loss": mean,
+                }
+            )
+
+
+def _no_check() -> None:
+    """Evaluation over several processes runs to its end."""

@@ -1,0 +1,177 @@
+"""`fastres train`: its options, and the run they describe."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastres.training.config import AMP_MODES, DATASETS, SCHEDULES, TrainConfig
+from fastres.training.errors import TrainingError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastres.training.distributed import World
+    from fastres.training.engine import Trainer
+    from fastres.training.reporter import Silent
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every option of TrainConfig; what is not given takes the dataset's default."""
+    flag = argparse.BooleanOptionalAction
+    add = parser.add_argument
+    add("--data", required=True, choices=DATASETS)
+    add("--data-dir", help="folder of cifar10's or imagefolder's files")
+    add("--model", help="a network's name, such as resnet20 or resnet50")
+    add("--shortcut", help="A, B or C (paper, section 3.3)")
+    add("--variant", help="v1 or v1.5 for bottleneck networks")
+    add("--fused", action=flag, help="fused operators (default) or plain PyTorch")
+    add("--out", default="out/train", help="folder of checkpoints and logs (%(default)s)")
+    add("--resume", metavar="auto|PATH", help="go on from OUT/last.pt if it is there, or from PATH")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int)
+    length.add_argument("--iterations", type=int)
+    add("--batch-size", type=int, help="images of a step, over all processes together")
+    add("--lr", type=float)
+    add("--momentum", type=float)
+    add("--weight-decay", type=float)
+    add("--schedule", choices=SCHEDULES)
+    add(
+        "--milestones",
+        type=_integers,
+        metavar="N,N,...",
+        help="where the step schedule multiplies lr by gamma, in the unit of the run's length",
+    )
+    add("--gamma", type=float)
+    add("--patience", type=int, help="epochs the plateau schedule waits")
+    add("--warmup-iterations", type=int, help="iterations at --warmup-lr before the schedule")
+    add("--warmup-lr", type=float, help="a tenth of --lr unless given")
+    add("--amp", choices=AMP_MODES)
+    add("--channels-last", action=flag)
+    add("--device", help="auto, cpu, cuda or cuda:N")
+    add("--sync-bn", action=flag, help="batch statistics over all processes")
+    add("--deterministic", action=flag, help="only deterministic algorithms, on a GPU as well")
+    add("--seed", type=int)
+    add("--workers", type=int, help="processes that load images")
+    add("--validation", type=int, help="cifar10: training images held out; 0 trains on all")
+    add("--image-size", type=int, help="imagefolder and synthetic")
+    add("--num-images", type=int, help="synthetic")
+    add("--save-every", type=int, help="iterations between checkpoints inside an epoch")
+    add("--log-every", type=int, help="iterations between rows of steps.csv")
+    add("--tensorboard", action=flag)
+    add("--timeout", type=float, help="seconds after which a silent process counts as dead")
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected numbers such as 80,120, got {text!r}") from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Trains and returns 0; raises TrainingError with the exit code of anything else."""
+    options = {name: value for name, value in vars(args).items() if name in _OPTIONS}
+    config = TrainConfig.build(**options)
+
+    from fastres.training.distributed import join_world
+    from fastres.training.reporter import make_reporter
+
+    world, device = join_world(config.device, config.timeout)
+    try:
+        reporter = make_reporter(world.is_main)
+        last = Path(config.out) / "last.pt"
+        resume = _find_checkpoint(args.resume, last)
+        trainer = build_trainer(config, world, device, reporter)
+        if resume is not None:
+            trainer.resume(resume)
+        elif last.exists():
+            raise UsageError(f"{config.out} holds a run already: give --resume auto or another out")
+        # a fresh run must not be refused by the file that its own rank 0 is about to write
+        world.gather(None)
+        done = trainer.progress.iteration
+        if done >= trainer.total:
+            reporter.note(f"nothing left to train: iteration {done} of {trainer.total} is reached")
+        result = trainer.run()
+        if result.test is not None:
+            test = result.test
+            reporter.note(
+                f"test: loss {test.loss:.4f}  top-1 {test.top1:.2f}%  top-5 {test.top5:.2f}%  "
+                f"({test.images} images)"
+            )
+        reporter.note(f"state in {last}, logs in {config.out}")
+    finally:
+        world.close()
+    return 0
+
+
+_OPTIONS = frozenset(TrainConfig.__dataclass_fields__)
+
+
+def _find_checkpoint(resume: str | None, last: Path) -> Path | None:
+    if resume is None:
+        return None
+    if resume == "auto":
+        return last if last.exists() else None
+    return Path(resume)
+
+
+def build_trainer(
+    config: TrainConfig, world: World, device: torch.device, reporter: Silent
+) -> Trainer:
+    """Opens the data, makes the network and the folder, and puts the run together.
+
+    Raises UsageError for what the options ask and the data or the network cannot give.
+    """
+    from fastres import models
+    from fastres.training import rng
+    from fastres.training.data import open_source
+    from fastres.training.engine import Trainer
+
+    if config.sync_bn and device.type == "cpu" and not config.fused:
+        raise UsageError("sync_bn on a CPU needs fused: torch's own works on GPUs only")
+    _choose_algorithms(config.deterministic, device)
+    source = open_source(config)
+    reporter.note(source.description)
+    options = {"shortcut": config.shortcut, "variant": config.variant}
+    given = {name: value for name, value in options.items() if value is not None}
+    rng.seed_all(config.seed)
+    try:
+        model = models.create(
+            config.model, num_classes=source.num_classes, fused=config.fused, **given
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"model {config.model!r}: {error}") from None
+    count = sum(parameter.numel() for parameter in model.parameters())
+    kind = f"fused ({_backend(config, device)})" if config.fused else "plain PyTorch"
+    where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
+    reporter.note(f"{config.model}: {count:,} parameters, {kind}, {where}, amp {config.amp}")
+    try:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"cannot make the folder {config.out}: {error.strerror}") from None
+    return Trainer(config, model, source, world, device, reporter)
+
+
+def _backend(config: TrainConfig, device: torch.device) -> str:
+    """Which backend runs the fused operators. Raises UsageError if FASTRES_BACKEND cannot."""
+    from fastres import backends
+    from fastres.training.engine import DTYPES
+
+    try:
+        return backends.chosen(device, DTYPES[config.amp])
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(str(error)) from None
+
+
+def _choose_algorithms(deterministic: bool, device: torch.device) -> None:
+    import torch
+
+    if deterministic:
+        # cuBLAS reads it when its first handle is made
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
