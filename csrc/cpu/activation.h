@@ -53,7 +53,9 @@ auto for_type(at::ScalarType type, F fn) {
 class Blocks {
  public:
   Blocks(int64_t rows, int64_t channels)
-      : rows_(rows), channels_(channels), per_block_(std::max<int64_t>(1, 32768 / std::max<int64_t>(1, channels))) {}
+      : rows_(rows),
+        channels_(channels),
+        per_block_(std::max<int64_t>(1, 32768 / std::max<int64_t>(1, channels))) {}
 
   int64_t count() const { return (rows_ + per_block_ - 1) / per_block_; }
   int64_t first(int64_t block) const { return block * per_block_ * channels_; }
@@ -66,6 +68,17 @@ class Blocks {
   void each(F fn) const {
     at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
+        fn(block, first(block), values(block));
+      }
+    });
+  }
+
+  // The same from the last block to the first. What was written last is still in the cache, and so
+  // are the first blocks for the pass that comes next.
+  template <typename F>
+  void each_from_the_end(F fn) const {
+    at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t block = end - 1; block >= begin; --block) {
         fn(block, first(block), values(block));
       }
     });

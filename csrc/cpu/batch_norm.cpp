@@ -64,7 +64,7 @@ std::tuple<at::Tensor, at::Tensor> statistics_of(const at::Tensor& y) {
   const Blocks blocks(rows, channels);
   const int64_t period = period_of(channels);
   std::vector<float> partial(blocks.count() * 2 * channels);
-  blocks.each([&](int64_t block, int64_t first, int64_t values) {
+  blocks.each_from_the_end([&](int64_t block, int64_t first, int64_t values) {
     std::vector<float> lanes(3 * period);
     float *pivot = lanes.data(), *sum = pivot + period, *squares = sum + period;
     kernels<T>().statistics(data<T>(y) + first, values, period, pivot, sum, squares);
@@ -183,7 +183,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> bn_backward_reduce(
   std::vector<float> partial(blocks.count() * sums * channels);
   for_type(y.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    blocks.each([&](int64_t block, int64_t first, int64_t values) {
+    blocks.each_from_the_end([&](int64_t block, int64_t first, int64_t values) {
       std::vector<float> lanes(3 * period);
       float* lane = lanes.data();
       kernels<T>().reduce(data<T>(dout) + first, out.defined() ? data<T>(out) + first : nullptr,

@@ -21,6 +21,12 @@ def usable(device: torch.device, dtype: torch.dtype) -> str | None:
     return extension.unavailable_reason()
 
 
+def release_memory() -> None:
+    """Give the memory that the CPU operators keep for their next tensors back to the system."""
+    if extension.load():
+        torch.ops.fastres_native.pool_release()
+
+
 def __getattr__(name: str):
     """The operator of the extension, looked up once it is loaded."""
     from .ops import SCHEMAS
