@@ -16,10 +16,17 @@ _INTEGERS = (int, torch.SymInt)
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """(value, value) for an int, the two entries of a sequence otherwise."""
-    entries = tuple(value) if isinstance(value, Sequence) else (value, value)
+    entries = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(entries) != 2 or not all(isinstance(entry, _INTEGERS) for entry in entries):
         raise TypeError(f"{name} must be an int or two ints, got {value!r}")
     return entries
+
+
+def autocasting(device: str) -> bool:
+    """Whether autocast is on for this type of device."""
+    # meta knows no autocast, and asking it is an error; torch's own question for that
+    # (is_autocast_available) is one that Dynamo cannot trace in torch 2.11
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def check_activation(name: str, tensor: Tensor) -> None:

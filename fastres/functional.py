@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from ._checks import (
+    autocasting,
     check_activation,
     check_bn,
     check_conv,
@@ -188,7 +189,7 @@ def conv2d(
             stride=stride, padding=padding, dilation=dilation, groups=groups,
         )  # fmt: skip
     (x,) = _autocast(x)
-    geometry = Geometry(pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    geometry = _geometry(stride, padding, dilation, groups)
     check_conv(x, weight, *geometry)
     return Conv2d.apply(x, weight, geometry)
 
@@ -222,7 +223,7 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     is kept for the backward pass.
     """
     device = tensors[0].device.type
-    if not _autocasting(device):
+    if not autocasting(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(
@@ -230,9 +231,10 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def _autocasting(device: str) -> bool:
-    # devices such as meta know no autocast, and asking them is an error
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+def _geometry(stride, padding, dilation, groups: int) -> Geometry:
+    return Geometry(
+        pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups
+    )
 
 
 def _join(bn: BatchNormState, s_bn: BatchNormState | None, stride: int, relu: bool) -> Join:
@@ -248,7 +250,7 @@ def _conv_bn(x, weight, bn, shortcut, s_bn, s_stride, stride, padding, dilation,
     (x,) = _autocast(x)
     if shortcut is not None:
         (shortcut,) = _autocast(shortcut)
-    geometry = Geometry(pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups)
+    geometry = _geometry(stride, padding, dilation, groups)
     size = check_conv(x, weight, *geometry)
     check_bn("bn", bn, size[1], x.device)
     check_training_batch(bn, size)
@@ -267,7 +269,7 @@ def _bn(y, bn, shortcut, s_bn, s_stride, relu):
     check_bn("bn", bn, y.shape[1], y.device)
     check_training_batch(bn, y.shape)
     if shortcut is not None:
-        if _autocasting(y.device.type):
+        if autocasting(y.device.type):
             shortcut = shortcut.to(y.dtype)
         check_shortcut(shortcut, y, y.shape, s_bn, s_stride)
     out, *statistics = BNAct.apply(
@@ -291,8 +293,9 @@ def _track(bn, s_bn, statistics, out: Tensor) -> None:
 def _update_running(bn: BatchNormState, mean, var, count, out: Tensor) -> None:
     """running <- running + factor * (batch - running), with the unbiased batch variance.
 
-    An empty batch changes neither, but is counted, as in torch. Where the count is known only on the device (statistics
-    over several ranks) the clamp keeps a single value from dividing by zero.
+    An empty batch changes neither, but is counted, as in torch. Where the count is known only
+    on the device (statistics over several ranks) the clamp keeps a single value from dividing
+    by zero.
     """
     if mean is None or bn.running_mean is None:
         return

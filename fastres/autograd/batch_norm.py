@@ -40,7 +40,7 @@ class Branch(NamedTuple):
     mean: Tensor
     var: Tensor
     invstd: Tensor
-    count: Tensor | float
+    count: Tensor | int
 
 
 class Saved(NamedTuple):
@@ -74,7 +74,7 @@ class Reduced(NamedTuple):
 
 def measured(mean: Tensor, var: Tensor, y: Tensor, bn: Normalisation) -> Branch:
     """The branch of a batch whose biased statistics are given, merged over the ranks if any."""
-    count: Tensor | float = float(y.numel() // y.shape[1])
+    count: Tensor | int = y.numel() // y.shape[1]
     if bn.process_group is not None:
         mean, var, count = merge_over_ranks(mean, var, count, bn.process_group)
     return Branch(mean, var, torch.rsqrt(var + bn.eps), count)
@@ -89,11 +89,11 @@ def frozen(running_mean: Tensor, running_var: Tensor, y: Tensor, bn: Normalisati
     dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
     mean = running_mean.to(dtype, copy=True)
     var = running_var.to(dtype, copy=True)
-    return Branch(mean, var, torch.rsqrt(var + bn.eps), 0.0)
+    return Branch(mean, var, torch.rsqrt(var + bn.eps), 0)
 
 
 def merge_over_ranks(
-    mean: Tensor, var: Tensor, count: float, group: Any
+    mean: Tensor, var: Tensor, count: int, group: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chan's formula over the ranks of `group`, whose batches may differ in size or be empty.
 
@@ -148,7 +148,7 @@ def _over_ranks(sums: list[Tensor], group: Any) -> list[Tensor]:
 
 
 def join_reduce(
-    dout: Tensor, saved: Saved, counts: tuple[Tensor | float, Tensor | float], join: Join
+    dout: Tensor, saved: Saved, counts: tuple[Tensor | int, Tensor | int], join: Join
 ) -> Reduced:
     """One pass over dout and y: the sums that are dbeta and dgamma, and their means.
 

@@ -82,7 +82,7 @@ def remember(ctx, saved, more, branch, s_branch, shortcut: Tensor | None, s_bias
     """Keep on `ctx` what the backward of a join reads: tensors saved, constants as attributes."""
     ctx.save_for_backward(*saved, *more)
     ctx.join = join
-    ctx.counts = (branch.count, s_branch.count if s_branch is not None else 0.0)
+    ctx.counts = (branch.count, s_branch.count if s_branch is not None else 0)
     ctx.shortcut_size = () if shortcut is None else tuple(shortcut.shape)
     ctx.s_bias_dtype = None if s_bias is None else s_bias.dtype
 

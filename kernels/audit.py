@@ -1,0 +1,327 @@
+"""Compile every kernel with every shipped config for GPUs that need not be there.
+
+    python -m fastres.kernels.audit [--json FILE] [--target sm_90 ...] [--jobs N]
+
+What is compiled is what runs: the launchers are called with meta tensors of ResNet's shapes, their
+launches are recorded, and the arguments are specialised as at run time. The machine code is then
+read with the cuobjdump that Triton ships. It fails on a spill, on more shared memory than the chip
+has, and on an sm_90 matrix kernel of 16-bit operands without warpgroup MMA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import (
+    bn_apply,
+    bn_backward,
+    bn_backward_reduce,
+    bn_stats,
+    conv1x1,
+    conv3x3,
+    max_pool,
+    pad_shortcut,
+)
+from .launch import Launch, recording
+from .tuned import CONFIGS, FAMILIES, load_rows
+
+# shared memory a block can get, in bytes
+SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
+
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+}
+_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel, specialised: what `triton.compile` needs."""
+
+    label: str
+    target: str
+    launch: Launch = field(repr=False)
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    attributes: dict[tuple[int, ...], list]
+    options: dict[str, int]
+
+    @property
+    def key(self) -> str:
+        """Equal for two launches that compile to the same machine code."""
+        name = self.launch.kernel.__name__
+        specialised = (self.signature, self.constants, self.attributes, self.options)
+        return repr((name, self.target, specialised))
+
+
+@dataclass
+class Finding:
+    """What the machine code of one case says."""
+
+    kernel: str
+    config: str
+    target: str
+    registers: int = 0
+    stack: int = 0
+    spills: int = 0
+    shared: int = 0
+    hgmma: int = 0
+    wide_loads: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def _activation(dtype: torch.dtype, channels: int, extent: int = 56, images: int = 256) -> Tensor:
+    return torch.empty(
+        (images, channels, extent, extent), dtype=dtype, device="meta",
+        memory_format=torch.channels_last,
+    )  # fmt: skip
+
+
+def _vector(channels: int, dtype: torch.dtype) -> Tensor:
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.empty(channels, dtype=wide, device="meta")
+
+
+def _elementwise(operator: str, dtype: torch.dtype, config: dict[str, int]) -> Iterator[str]:
+    """Make every kind of launch of an element-wise operator; yields a name for each."""
+    y, vector = _activation(dtype, 64, 28), _vector(64, dtype)
+    small = _activation(dtype, 32)
+    nothing: list[None] = [None] * 4
+    if operator == "bn_stats":
+        bn_stats.bn_stats(y, config)
+        yield ""
+    elif operator == "max_pool":
+        window = ((3, 3), (2, 2), (1, 1))
+        out, index = max_pool.max_pool(y, *window, config)
+        max_pool.max_pool_backward(out, index, y.shape, *window, config)
+        yield ""
+    elif operator == "pad_shortcut":
+        out = pad_shortcut.pad_shortcut(small, 64, 2, config)
+        pad_shortcut.pad_shortcut_backward(out, small.shape, 2, config)
+        yield ""
+    elif operator == "bn_apply":
+        for kind, shortcut, branch, stride in (
+            ("none", None, nothing, 1),
+            ("identity", y, nothing, 1),
+            ("bn", y, [vector] * 4, 1),
+            ("pad", small, nothing, 2),
+        ):
+            bn_apply.bn_apply(y, *[vector] * 4, shortcut, *branch, stride, True, config)
+            yield kind
+    elif operator == "bn_backward_reduce":
+        for kind, out, branch in (
+            ("none", None, [None] * 3),
+            ("identity", y, [None] * 3),
+            ("bn", y, [y, vector, vector]),
+        ):
+            bn_backward_reduce.bn_backward_reduce(y, out, y, *[vector] * 4, *branch, True, config)
+            yield kind
+    else:
+        for kind, out, branch, size, stride in (
+            ("none", None, [None] * 5, (), 1),
+            ("identity", y, [None] * 5, y.shape, 1),
+            ("bn", y, [y, *[vector] * 4], y.shape, 1),
+            ("pad", y, [None] * 5, small.shape, 2),
+        ):
+            bn_backward.bn_backward(y, out, y, *[vector] * 6, *branch, size, stride, True, config)
+            yield kind
+
+
+def _convolution(row: dict[str, Any], dtype: str) -> Iterator[str]:
+    """Make the launch of a convolution at the row's shape class, stride one."""
+    tf32 = dtype == "tf32"
+    torch_dtype = torch.float32 if tf32 else getattr(torch, dtype)
+    inner = row["shape"].get("inner", 256)
+    outer = row["shape"].get("outer", 256)
+    extent = 1 if row["operator"] == "conv1x1" else 3
+    module = conv1x1 if extent == 1 else conv3x3
+    weight = torch.empty((outer, inner, extent, extent), dtype=torch_dtype, device="meta")
+    prologue = [_vector(inner, torch_dtype) if row["prologue"] else None] * 4
+    module.convolution(
+        _activation(torch_dtype, inner), weight, [1, 1], [extent // 2] * 2, [1, 1],
+        *prologue, True, tf32, row["config"],
+    )  # fmt: skip
+    yield "prologue" if row["prologue"] else ""
+
+
+def _specialise(label: str, target: str, made: Launch) -> Case:
+    """The arguments as the JIT specialises them: 1 and None constant, 16 | n and 16 | address."""
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+    meta = dict(made.meta)
+    options = {name: meta.pop(name) for name in _OPTIONS if name in meta}
+    values = dict(zip(made.kernel.arg_names, made.args, strict=False)) | meta
+    for position, parameter in enumerate(made.kernel.params):
+        name, value = parameter.name, values[parameter.name]
+        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        if isinstance(value, Tensor):
+            signature[name] = _POINTERS[value.dtype]
+        else:
+            signature[name] = "i32" if value < 2**31 else "i64"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    return Case(label, target, made, signature, constants, attributes, options)
+
+
+def _describe(row: dict[str, Any], dtype: str, kind: str) -> str:
+    config = row["config"]
+    numbers = [config[name] for name in ("BLOCK_M", "BLOCK_N", "BLOCK_K", "tile") if name in config]
+    shape = "x".join(map(str, numbers))
+    stages = f"s{config['num_stages']}" if "num_stages" in config else ""
+    return " ".join(filter(None, [dtype, kind, shape, f"w{config['num_warps']}{stages}"]))
+
+
+@cache
+def cases(targets: tuple[str, ...]) -> list[Case]:
+    """Every distinct launch of every shipped config, for these targets."""
+    found: dict[str, Case] = {}
+    for path in sorted(CONFIGS.glob("*.json")):
+        for row in load_rows(path)[1]:
+            for dtype in row["dtypes"]:
+                with recording() as launches:
+                    if row["operator"].startswith("conv"):
+                        makes = _convolution(row, dtype)
+                    else:
+                        makes = _elementwise(row["operator"], getattr(torch, dtype), row["config"])
+                    for kind in makes:
+                        for made in launches:
+                            label = _describe(row, dtype, kind)
+                            for target in set(targets) & set(row["families"]):
+                                case = _specialise(label, target, made)
+                                found.setdefault(case.key, case)
+                        launches.clear()
+    return sorted(found.values(), key=lambda case: (case.target, case.key))
+
+
+def _cuobjdump() -> str:
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    if not path.exists():
+        raise FileNotFoundError(f"Triton {triton.__version__} has no cuobjdump at {path}")
+    return str(path)
+
+
+def _dump(flag: str, cubin: str) -> str:
+    return subprocess.run(
+        [_cuobjdump(), flag, cubin], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def inspect(case: Case) -> Finding:
+    """Compile one case and judge its machine code."""
+    kernel = case.launch.kernel
+    finding = Finding(kernel.__name__, case.label, case.target)
+    constants = {(kernel.arg_names.index(name),): v for name, v in case.constants.items()}
+    source = ASTSource(kernel, case.signature, constants, case.attributes)
+    target = GPUTarget("cuda", int(case.target.removeprefix("sm_")), 32)
+    try:
+        compiled = triton.compile(source, target=target, options=dict(case.options))
+    except Exception as error:  # whatever the compiler raises is what the audit reports
+        finding.problems.append(f"does not compile: {type(error).__name__}: {error}")
+        return finding
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = os.path.join(folder, "kernel.cubin")
+        Path(cubin).write_bytes(compiled.asm["cubin"])
+        usage, sass = _dump("-res-usage", cubin), _dump("-sass", cubin)
+    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK):(\d+)", usage)}
+    finding.registers, finding.stack = numbers["REG"], numbers["STACK"]
+    finding.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
+    finding.shared = compiled.metadata.shared
+    finding.hgmma = len(re.findall(r"\bHGMMA\b", sass))
+    finding.wide_loads = len(re.findall(r"\b(?:LDG|LDGSTS)[.\w]*\.128\b", sass))
+    _judge(finding, case)
+    return finding
+
+
+def _judge(finding: Finding, case: Case) -> None:
+    if finding.spills or finding.stack:
+        finding.problems.append(f"spills: {finding.spills} accesses, {finding.stack} bytes")
+    if finding.shared > SHARED[case.target]:
+        finding.problems.append(
+            f"shared memory {finding.shared} B, {case.target} has {SHARED[case.target]} B"
+        )
+    operand = case.signature["x_ptr"] if finding.kernel.startswith("conv") else None
+    if case.target == "sm_90" and operand in ("*fp16", "*bf16") and not finding.hgmma:
+        finding.problems.append("no HGMMA: the matrix product is not on warpgroup MMA")
+
+
+def _inspect_index(targets: tuple[str, ...], index: int) -> Finding:
+    torch.set_num_threads(1)
+    return inspect(cases(targets)[index])
+
+
+def audit(targets: Sequence[str], jobs: int) -> list[Finding]:
+    """Findings of every case for these targets, compiled by `jobs` processes."""
+    chosen = tuple(targets)
+    total = len(cases(chosen))
+    if jobs == 1:
+        return [_inspect_index(chosen, index) for index in range(total)]
+    # a fresh process a worker: a forked one could inherit a lock that is held
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(_inspect_index, [chosen] * total, range(total)))
+
+
+def table(findings: list[Finding]) -> str:
+    """The findings as a Markdown table."""
+    lines = [
+        "| kernel | config | target | registers | spills | shared, B | HGMMA | 16-byte loads | |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {f.kernel} | {f.config} | {f.target} | {f.registers} | {f.spills} | {f.shared} "
+        f"| {f.hgmma} | {f.wide_loads} | {'; '.join(f.problems) or 'ok'} |"
+        for f in findings
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the audit; 1 if any case fails."""
+    parser = argparse.ArgumentParser(prog="python -m fastres.kernels.audit", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--target", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args(arguments)
+    if triton.knobs.runtime.interpret:
+        print("the audit compiles: unset TRITON_INTERPRET", file=sys.stderr)
+        return 2
+    findings = audit(options.target, options.jobs)
+    failed = [finding for finding in findings if finding.problems]
+    print(table(findings))
+    print(f"\nTriton {triton.__version__}: {len(findings)} kernels compiled, {len(failed)} failed")
+    for finding in failed:
+        where = f"{finding.kernel} [{finding.config}] on {finding.target}"
+        print(f"FAIL {where}: {'; '.join(finding.problems)}", file=sys.stderr)
+    if options.json is not None:
+        record = {"triton": triton.__version__, "findings": [asdict(f) for f in findings]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
