@@ -32,7 +32,8 @@ def max_pool_kernel(
     left = (here % width) * STRIDE_W - PAD_W
     image = (here // (height * width)).to(tl.int64)
     origin = ((image * x_height + top) * x_width + left)[:, None] * channels + cols[None, :]
-    best = tl.full((BLOCK_M, BLOCK_C), float("-inf"), x_ptr.dtype.element_ty)
+    # by way of fp32: Triton 3.6's interpreter cannot fill a bf16 tile
+    best = tl.full((BLOCK_M, BLOCK_C), float("-inf"), tl.float32).to(x_ptr.dtype.element_ty)
     place = tl.full((BLOCK_M, BLOCK_C), -1, tl.int32)
     for a in tl.static_range(KERNEL_H):
         for b in tl.static_range(KERNEL_W):
