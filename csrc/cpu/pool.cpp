@@ -20,6 +20,9 @@ namespace {
 
 constexpr size_t kSmallest = size_t{1} << 17;
 constexpr size_t kGranule = size_t{1} << 12;
+// Behind every place: tensors whose size is a power of two would otherwise lie at the same offset
+// in every cache and page, and get in each other's way.
+constexpr size_t kStagger = kGranule + 256;
 constexpr size_t kHugePage = size_t{1} << 21;
 
 thread_local bool inside_scope = false;
@@ -30,7 +33,7 @@ class Pool {
 
   // Null where the arena has no such place.
   void* take(size_t bytes) {
-    const size_t size = (bytes + kGranule - 1) / kGranule * kGranule;
+    const size_t size = (bytes + kGranule - 1) / kGranule * kGranule + kStagger;
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto place = std::find_if(free_.begin(), free_.end(),
                                     [size](const auto& range) { return range.second >= size; });
@@ -113,7 +116,7 @@ class Pool {
 #if defined(MADV_HUGEPAGE)
       madvise(arena_, bytes, MADV_HUGEPAGE);
 #endif
-      free_.emplace(arena_, bytes / kGranule * kGranule);
+      free_.emplace(arena_, bytes);
       return;
     }
 #endif

@@ -12,9 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .. import backends  # noqa: F401  (registers the operators)
-
-launch = torch.ops.fastres
+from ..backends import launch
 
 
 class Normalisation(NamedTuple):

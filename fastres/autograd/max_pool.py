@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.autograd.function import once_differentiable
 
-from .batch_norm import launch
+from ..backends import launch
 
 
 class MaxPool2d(torch.autograd.Function):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -130,3 +130,6 @@ for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastres::{_name}", FAKES[_name], lib=_library)
+
+# the operators without the look-up of an overload that `torch.ops.fastres.name` makes at each call
+launch = SimpleNamespace(**{_name: getattr(torch.ops.fastres, _name).default for _name in SCHEMAS})
