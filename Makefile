@@ -1,7 +1,8 @@
 # demo test lint bench clean. Variables: PYTHON (to create the environment), VENV (its folder),
-# PYTEST_ARGS (for test).
+# JOBS (test processes) and PYTEST_ARGS.
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= 2
 PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.fastres-installed
@@ -13,7 +14,8 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@started=$$(date +%s); status=0; \
-	$(BIN)/python -m pytest $(PYTEST_ARGS) || status=$$?; \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --benchmark-disable $(PYTEST_ARGS) \
+		|| status=$$?; \
 	echo "make test: $$(( $$(date +%s) - started )) s"; exit $$status
 
 lint: $(INSTALLED)

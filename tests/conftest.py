@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# one thread here and in every process that a test starts: sums depend on the number of threads
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 HAS_GPU = torch.cuda.is_available()
@@ -14,8 +17,7 @@ if not HAS_GPU:
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
-# the tensors of these tests are too small to share out, and two runs must draw the same examples
-torch.set_num_threads(1)
+# two runs must draw the same examples
 settings.register_profile(
     "fastres",
     derandomize=True,
