@@ -256,6 +256,8 @@ def _conv_bn(x, weight, bn, shortcut, s_bn, s_stride, stride, padding, dilation,
     check_training_batch(bn, size)
     if shortcut is not None:
         check_shortcut(shortcut, x, size, s_bn, s_stride)
+        shortcut, s_bn = _one_group(bn, shortcut, s_bn)
+        shortcut = _another(shortcut, x)
     out, *statistics = ConvBNAct.apply(
         x, weight, *bn[:4], shortcut, *_shortcut_tensors(s_bn), geometry,
         _join(bn, s_bn, s_stride, relu),
@@ -272,11 +274,26 @@ def _bn(y, bn, shortcut, s_bn, s_stride, relu):
         if autocasting(y.device.type):
             shortcut = shortcut.to(y.dtype)
         check_shortcut(shortcut, y, y.shape, s_bn, s_stride)
+        shortcut, s_bn = _one_group(bn, shortcut, s_bn)
+        shortcut = _another(shortcut, y)
     out, *statistics = BNAct.apply(
         y, *bn[:4], shortcut, *_shortcut_tensors(s_bn), _join(bn, s_bn, s_stride, relu)
     )
     _track(bn, s_bn, statistics, out)
     return out
+
+
+def _another(shortcut: Tensor, x: Tensor) -> Tensor:
+    # torch.compile refuses a Function that takes the same tensor twice
+    return shortcut.view_as(shortcut) if shortcut is x else shortcut
+
+
+def _one_group(bn: BatchNormState, shortcut: Tensor, s_bn: BatchNormState | None):
+    """The shortcut normalised by itself where its batch is shared by other ranks than bn's."""
+    measured = s_bn is not None and bn.training and s_bn.training
+    if measured and s_bn.process_group is not bn.process_group:
+        return _bn(shortcut, s_bn, None, None, 1, False), None
+    return shortcut, s_bn
 
 
 def _shortcut_tensors(s_bn: BatchNormState | None) -> tuple[Tensor | None, ...]:

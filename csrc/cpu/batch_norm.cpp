@@ -55,42 +55,44 @@ GradientLanes::GradientLanes(const BranchLanes& branch, const OptionalTensor& me
 namespace {
 
 // Rounding can take M2 below zero; NaN stays.
-float at_least_zero(float v) { return v < 0.0f ? 0.0f : v; }
+double at_least_zero(double v) { return v < 0.0 ? 0.0 : v; }
 
-// (mean, M2) of every block by shifted sums about its first row, merged by Chan's formula.
+// (mean, M2) of every block by shifted sums about its first rows, merged by Chan's formula. What
+// is merged is kept in double: beside a mean of 1e4 every rounding in float would be seen.
 template <typename T>
 std::tuple<at::Tensor, at::Tensor> statistics_of(const at::Tensor& y) {
   const int64_t channels = y.size(1), rows = y.numel() / std::max<int64_t>(1, channels);
   const Blocks blocks(rows, channels);
   const int64_t period = period_of(channels);
-  std::vector<float> partial(blocks.count() * 2 * channels);
+  std::vector<double> partial(blocks.count() * 2 * channels);
   blocks.each_from_the_end([&](int64_t block, int64_t first, int64_t values) {
     std::vector<float> lanes(3 * period);
     float *pivot = lanes.data(), *sum = pivot + period, *squares = sum + period;
     kernels<T>().statistics(data<T>(y) + first, values, period, pivot, sum, squares);
-    float* mean = partial.data() + block * 2 * channels;
-    float* m2 = mean + channels;
-    // Lanes l, l + C, l + 2C ... of a period hold the same channel.
-    for (int64_t c = 0; c < channels; ++c) {
-      float n = 0.0f, block_mean = 0.0f, block_m2 = 0.0f;
-      for (int64_t l = c; l < std::min(period, values); l += channels) {
-        const float lane_n = static_cast<float>((values - 1 - l) / period + 1);
-        const float lane_mean = pivot[l] + sum[l] / lane_n;
-        const float lane_m2 = at_least_zero(squares[l] - sum[l] * (sum[l] / lane_n));
-        const float delta = lane_mean - block_mean, total = n + lane_n;
-        block_mean += delta * (lane_n / total);
-        block_m2 += lane_m2 + delta * delta * (n * lane_n / total);
-        n = total;
+    double* mean = partial.data() + block * 2 * channels;
+    double* m2 = mean + channels;
+    // Lanes c, c + C, c + 2C ... of a period hold channel c; all are shifted to lane c's pivot.
+    for (int64_t from = 0; from < std::min(period, values); from += channels) {
+      const double n = static_cast<double>((values - 1 - from) / period + 1);
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t l = from + c;
+        const double shift = static_cast<double>(pivot[l]) - pivot[c];
+        mean[c] += sum[l] + n * shift;
+        m2[c] += squares[l] + shift * (2.0 * sum[l] + n * shift);
       }
-      mean[c] = block_mean;
-      m2[c] = block_m2;
+    }
+    const double share = 1.0 / static_cast<double>(blocks.rows(block));
+    for (int64_t c = 0; c < channels; ++c) {
+      const double offset = mean[c] * share;
+      m2[c] = at_least_zero(m2[c] - mean[c] * offset);
+      mean[c] = pivot[c] + offset;
     }
   });
   std::vector<double> mean(channels, 0.0), m2(channels, 0.0);
   double before = 0.0;
   for (int64_t block = 0; block < blocks.count(); ++block) {
-    const float* block_mean = partial.data() + block * 2 * channels;
-    const float* block_m2 = block_mean + channels;
+    const double* block_mean = partial.data() + block * 2 * channels;
+    const double* block_m2 = block_mean + channels;
     const double n = static_cast<double>(blocks.rows(block));
     const double share = n / (before + n), cross = before * share;
     for (int64_t c = 0; c < channels; ++c) {

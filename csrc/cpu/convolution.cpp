@@ -30,6 +30,14 @@ at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const Geometr
 std::tuple<at::Tensor, at::Tensor> convolve_backward(const at::Tensor& dy, const at::Tensor& x,
                                                      const at::Tensor& weight, const Geometry& g,
                                                      bool need_dx, bool need_dw) {
+  // oneDNN hands back memory it never wrote as part of a bf16 weight's gradient where one stride
+  // passes over all columns of x.
+  if (need_dw && x.scalar_type() == at::kBFloat16 && x.size(3) < g.stride[1] &&
+      weight.size(3) > 1) {
+    auto [dx, dw] = convolve_backward(dy.to(at::kFloat), x.to(at::kFloat), weight.to(at::kFloat),
+                                      g, need_dx, need_dw);
+    return {need_dx ? dx.to(at::kBFloat16) : dx, dw};
+  }
   auto [dx, dw, db] =
       at::convolution_backward(dy, x, weight, at::OptionalIntArrayRef(), g.stride, g.padding,
                                g.dilation, false, {0, 0}, g.groups, {need_dx, need_dw, false});
@@ -121,8 +129,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_bn_backward(
       }
       dx.narrow(0, first, count).copy_(part_dx);
     }
-    if (need_dw) {
-      dw = dw.defined() ? dw.add_(part_dw) : part_dw;
+    if (need_dw && count == images) {
+      dw = part_dw;
+    } else if (need_dw) {  // in bf16 every addition would lose bits
+      dw = dw.defined() ? dw.add_(part_dw) : part_dw.to(at::kFloat);
     }
   }
   return {need_dx ? dx : nothing(x), need_dw ? like_weight(dw, conv_weight) : nothing(conv_weight),

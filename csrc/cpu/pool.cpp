@@ -85,9 +85,14 @@ class Pool {
       top = std::max(top, static_cast<size_t>(static_cast<char*>(start) + size - arena_));
     }
 #if defined(FASTRES_HAS_MMAP)
+    // whole pages only: the first and the last may hold part of a live tensor
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     for (const auto& [start, size] : free_) {
-      if (start < arena_ + held_) {
-        madvise(start, std::min(size, static_cast<size_t>(arena_ + held_ - start)), MADV_DONTNEED);
+      const auto from = (reinterpret_cast<uintptr_t>(start) + page - 1) / page * page;
+      const auto held_to = reinterpret_cast<uintptr_t>(arena_ + held_);
+      const auto to = std::min(reinterpret_cast<uintptr_t>(start + size), held_to) / page * page;
+      if (from < to) {
+        madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
       }
     }
 #endif
