@@ -1,0 +1,162 @@
+"""The launch operators as torch.compile, torch.export and torch.fx see them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers.residual import KINDS, BlockEnd, Case
+from parity.oracle import make_join
+from torch import nn
+from torch.library import opcheck
+
+import fastres
+from fastres.backends.ops import SCHEMAS
+from fastres.functional import max_pool2d, pad_shortcut
+
+launch = torch.ops.fastres
+GEOMETRY = ([2, 2], [1, 1], [1, 1], 1)
+WINDOW = ([3, 3], [2, 2], [1, 1])
+
+
+def arguments(dtype: torch.dtype) -> dict[str, list[tuple]]:
+    """Representative arguments of every launch operator."""
+    found: dict[str, list[tuple]] = {name: [] for name in SCHEMAS}
+    x = torch.randn(2, 4, 7, 6).to(dtype)
+    narrow, wide = torch.randn(6, 4, 3, 3).to(dtype), torch.randn(6, 4, 3, 3)
+    prologue = (torch.randn(4), torch.rand(4) + 0.5, torch.randn(4), None)
+    y = torch.randn(2, 6, 4, 3).to(dtype)
+    for weight in (narrow, wide):
+        found["conv_stats"] += [
+            (x, weight, *GEOMETRY, *[None] * 4, True),
+            (x, weight, *GEOMETRY, *prologue, False),
+        ]
+        for wanted in ((True, True), (True, False), (False, True), (False, False)):
+            found["conv_backward"].append((y, x, weight, *GEOMETRY, *wanted))
+    found["bn_stats"] += [(y,), (y[:0],), (y.contiguous(memory_format=torch.channels_last),)]
+    found["max_pool"].append((x, *WINDOW))
+    out, index = launch.max_pool(x, *WINDOW)
+    found["max_pool_backward"].append((out, index, list(x.shape), *WINDOW))
+    for channels, stride in ((4, 1), (4, 2), (6, 1), (7, 3)):
+        found["pad_shortcut"].append((x, channels, stride))
+        dout = launch.pad_shortcut(x, channels, stride)
+        found["pad_shortcut_backward"].append((dout, list(x.shape), stride))
+    for kind in KINDS:
+        for relu, frozen in ((True, False), (False, True)):
+            join = make_join(kind, dtype, 6, size=(4, 3), relu=relu)
+            mean, var = launch.bn_stats(join.y)
+            branch = (mean, (var + 1e-5).rsqrt(), join.weight, join.bias)
+            second = branch if kind == "bn" else (None,) * 4
+            apply = (join.y, *branch, join.shortcut, *second, join.stride, relu)
+            found["bn_apply"].append(apply)
+            out = launch.bn_apply(*apply) if relu and kind != "none" else None
+            beside = join.shortcut if kind == "bn" else None
+            found["bn_backward_reduce"].append(
+                (join.dout, out, join.y, *branch, beside, *second[:2], relu)
+            )
+            means = (None, None) if frozen else (mean, mean)
+            for size in ([], [] if join.shortcut is None else list(join.shortcut.shape)):
+                backward = (
+                    join.dout, out, join.y, *branch, *means, beside, *second[:3],
+                    mean if kind == "bn" and not frozen else None, size, join.stride, relu,
+                )  # fmt: skip
+                found["bn_backward"].append(backward)
+                found["conv_bn_backward"] += [
+                    (*backward, x, weight, *GEOMETRY, True, wanted)
+                    for weight, wanted in ((narrow, True), (wide, False))
+                ]
+    return found
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("reference", torch.float32), ("native", torch.float32), ("native", torch.bfloat16)],
+)
+def test_opcheck(backend, dtype, name):
+    """Schema, no mutation, no aliasing, fake results like real ones, tracing with any sizes."""
+    with fastres.backend(backend):
+        samples = arguments(dtype)[name]
+        assert samples
+        for sample in samples:
+            opcheck(getattr(launch, name).default, sample)
+
+
+class Small(nn.Module):
+    """Every public operator in front of a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ends = nn.ModuleList(
+            BlockEnd(Case(kind, c_in=8, c_out=8, s_channels=8)) for kind in KINDS
+        )
+        self.fc = nn.Linear(10, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = max_pool2d(x, 3, 2, 1)
+        for end in self.ends:
+            x = end.fused(x, None if end.case.kind == "none" else x)
+        return self.fc(pad_shortcut(x, 10, 2).mean((2, 3)))
+
+
+def train(model: nn.Module, sizes: tuple[int, ...], call=None) -> dict[str, torch.Tensor]:
+    found = {}
+    for i, size in enumerate(sizes):
+        x = torch.randn(size, 8, 9, 8, generator=torch.Generator().manual_seed(i))
+        out = model(x) if call is None else call(x)
+        out.square().sum().backward()
+        found[f"out{i}"] = out.detach()
+    found |= {name: p.grad for name, p in model.named_parameters()}
+    return found | dict(model.named_buffers())
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_without_a_graph_break(dynamic):
+    """fullgraph: a break raises. Batches of several sizes, and running statistics as in eager."""
+    torch._dynamo.reset()
+    eager = Small()
+    compiled = copy.deepcopy(eager)
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    sizes = (2, 3, 5) if dynamic else (2, 2)
+    got, want = train(compiled, sizes, call), train(eager, sizes)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    assert compiled.ends[0].bn.num_batches_tracked == len(sizes)
+
+
+def test_compiled_under_autocast():
+    torch._dynamo.reset()
+    eager = Small()
+    compiled = copy.deepcopy(eager)
+    call = torch.compile(compiled, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        got, want = train(compiled, (2,), call), train(eager, (2,))
+    torch.testing.assert_close(got, want, rtol=5e-2, atol=5e-2)
+
+
+def test_exported():
+    model = Small().eval()
+    x = torch.randn(4, 8, 9, 8)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2, max=64)},)
+        )
+        for n in (4, 7):
+            x = torch.randn(n, 8, 9, 8)
+            torch.testing.assert_close(program.module()(x), model(x))
+    targets = {str(node.target) for node in program.graph.nodes}
+    assert {"fastres.bn_apply.default", "fastres.conv_stats.default"} <= targets
+    assert not any("batch_norm" in target for target in targets)
+
+
+def test_symbolically_traced():
+    model = Small()
+    before = copy.deepcopy(model.state_dict())
+    traced = torch.fx.symbolic_trace(model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    called = {node.target.__name__ for node in traced.graph.nodes if node.op == "call_function"}
+    assert {"conv_bn_act", "conv_bn_add_act", "pad_shortcut", "max_pool2d"} <= called
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(train(traced, (2, 3)), train(twin, (2, 3)))
+    torch.testing.assert_close(dict(model.named_buffers()), dict(twin.named_buffers()))
