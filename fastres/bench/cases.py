@@ -1,0 +1,167 @@
+"""The workloads that are measured: operators at ResNet-50's layers, blocks and networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import functional, models
+from ..functional import BatchNormState
+from ..layers import BasicBlock, Bottleneck
+from ..models.imagenet import ResNet
+from .workload import CPU, Workload
+
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# name: C_in, C_out, H = W, kernel, stride of the convolutions that make up most of ResNet-50
+CONVOLUTIONS = {
+    "conv1 7x7": (3, 64, 224, 7, 2),
+    "layer1 1x1 reduce": (256, 64, 56, 1, 1),
+    "layer1 3x3": (64, 64, 56, 3, 1),
+    "layer1 1x1 expand": (64, 256, 56, 1, 1),
+    "layer2 3x3": (128, 128, 28, 3, 1),
+    "layer2 3x3 stride 2": (128, 128, 56, 3, 2),
+    "layer3 3x3": (256, 256, 14, 3, 1),
+    "layer3 1x1 expand": (256, 1024, 14, 1, 1),
+    "layer4 3x3": (512, 512, 7, 3, 1),
+}
+# name: C, H = W of the outputs of ResNet-50's stages' convolutions
+ACTIVATIONS = {
+    "stem": (64, 112),
+    "layer1": (256, 56),
+    "layer2": (512, 28),
+    "layer3": (1024, 14),
+    "layer4": (2048, 7),
+}
+# networks with one block a stage, to try a measurement with
+SMALL = {"bottleneck14": Bottleneck, "basic10": BasicBlock}
+JOINS = ("identity", "bn", "pad")
+
+
+class Join(nn.Module):
+    """relu(bn(y) [+ shortcut]) of a raw convolution output, as one operator or as PyTorch's."""
+
+    def __init__(self, channels: int, kind: str | None, fused: bool) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+        self.shortcut_bn = nn.BatchNorm2d(channels) if kind == "bn" else None
+        self.kind, self.fused = kind, fused
+
+    def forward(self, y: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        if self.fused:
+            bn = BatchNormState.of(self.bn)
+            if self.kind is None:
+                return functional.bn_act(y, bn)
+            s_bn = None if self.shortcut_bn is None else BatchNormState.of(self.shortcut_bn)
+            stride = 2 if self.kind == "pad" else 1
+            return functional.bn_add_act(y, bn, shortcut, shortcut_bn=s_bn, shortcut_stride=stride)
+        out = self.bn(y)
+        if self.kind == "bn":
+            out.add_(self.shortcut_bn(shortcut))
+        elif self.kind == "pad":
+            out.add_(pad_by_slices(shortcut, out.shape[1]))
+        elif self.kind == "identity":
+            out.add_(shortcut)
+        return F.relu_(out)
+
+
+def pad_by_slices(x: Tensor, out_channels: int) -> Tensor:
+    """Option A as it is usually written in PyTorch."""
+    return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, out_channels - x.shape[1]))
+
+
+class ConvNormAct(nn.Module):
+    """relu(bn(conv(x))), as one operator or as PyTorch's three."""
+
+    def __init__(self, shape: tuple[int, int, int, int, int], fused: bool) -> None:
+        super().__init__()
+        c_in, c_out, _, kernel, stride = shape
+        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+        self.fused = fused
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fused:
+            return functional.conv_bn_act(
+                x, self.conv.weight, BatchNormState.of(self.bn),
+                stride=self.conv.stride, padding=self.conv.padding,
+            )  # fmt: skip
+        return F.relu_(self.bn(self.conv(x)))
+
+
+def network(
+    name: str,
+    batch: int,
+    image_size: int,
+    dtype: str = "fp32",
+    *,
+    device: torch.device = CPU,
+    optimizer: bool = False,
+) -> Workload:
+    """A training step of a network of `models.names()` or `SMALL` on square images."""
+
+    def build(fused: bool) -> nn.Module:
+        if name in SMALL:
+            return ResNet(SMALL[name], (1, 1, 1, 1), num_classes=10, fused=fused)
+        return models.create(name, fused=fused)
+
+    classes = build(False).fc.out_features
+
+    title = f"{name} {dtype}, batch {batch}, {image_size}x{image_size}"
+    return Workload(
+        title, build, ((batch, 3, image_size, image_size),), classes, DTYPES[dtype],
+        optimizer=optimizer, device=device,
+    )  # fmt: skip
+
+
+def block(
+    kind: str, batch: int, size: int, planes: int, dtype: str = "fp32", *, device=CPU
+) -> Workload:
+    """Forward and backward of a "bottleneck" or "basic" block with an identity shortcut."""
+    cls = {"bottleneck": Bottleneck, "basic": BasicBlock}[kind]
+    channels = planes * cls.expansion
+
+    def build(fused: bool) -> nn.Module:
+        return cls(channels, planes, fused=fused)
+
+    title = f"{kind} block {channels} ch {size}x{size} {dtype}, batch {batch}"
+    return _activation_workload(title, build, ((batch, channels, size, size),), dtype, device)
+
+
+def join(kind: str | None, layer: str, batch: int, dtype: str = "fp32", *, device=CPU) -> Workload:
+    """Forward and backward of bn_act (kind None) or bn_add_act at a layer of `ACTIVATIONS`."""
+    channels, size = ACTIVATIONS[layer]
+    shape = (batch, channels, size, size)
+    shapes = (shape,)
+    if kind == "pad":
+        shapes += ((batch, channels // 2, 2 * size, 2 * size),)
+    elif kind is not None:
+        shapes += (shape,)
+    title = f"{'bn_act' if kind is None else f'bn_add_act {kind}'} {layer} {dtype}, batch {batch}"
+
+    def build(fused: bool) -> nn.Module:
+        return Join(channels, kind, fused)
+
+    return _activation_workload(title, build, shapes, dtype, device)
+
+
+def convolution(layer: str, batch: int, dtype: str = "fp32", *, device=CPU) -> Workload:
+    """Forward and backward of conv_bn_act at a layer of `CONVOLUTIONS`."""
+    shape = CONVOLUTIONS[layer]
+
+    def build(fused: bool) -> nn.Module:
+        return ConvNormAct(shape, fused)
+
+    title = f"conv_bn_act {layer} {dtype}, batch {batch}"
+    images = ((batch, shape[0], shape[2], shape[2]),)
+    workload = _activation_workload(title, build, images, dtype, device)
+    # the images that come into a network have no gradient
+    return replace(workload, input_gradients=shape[0] != 3)
+
+
+def _activation_workload(title, build, shapes, dtype: str, device: torch.device) -> Workload:
+    return Workload(
+        title, build, shapes, autocast=DTYPES[dtype], input_gradients=True, device=device
+    )  # fmt: skip

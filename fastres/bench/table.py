@@ -1,0 +1,102 @@
+"""Results as a table on a terminal: with rich where it is installed, else aligned text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from .compare import Comparison
+from .peers import EAGER
+from .timing import Summary
+
+
+def duration(seconds: float) -> str:
+    """Three digits in s, ms or us."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 1 or unit == "us":
+            return f"{seconds * scale:.3g} {unit}"
+    raise AssertionError(seconds)
+
+
+def size(count: float) -> str:
+    """Bytes in MiB."""
+    return f"{count / 2**20:.0f} MiB"
+
+
+def comparison_rows(comparison: Comparison) -> list[list[str]]:
+    """One row an implementation: time, spread, speed, ratio to eager channels_last, page faults
+    a step, memory."""
+    rows = []
+    for name, entry in comparison.entries.items():
+        if not entry.samples:
+            rows.append([name, entry.status, "", "", "", "", entry.reason or ""])
+            continue
+        summary = Summary.of(entry.samples)
+        ratio = comparison.ratio(name, EAGER)
+        peak = entry.memory.get("peak_bytes")
+        rows.append(
+            [
+                name,
+                duration(summary.median),
+                f"{duration(summary.lower_quartile)} .. {duration(summary.upper_quartile)}",
+                f"{comparison.workload.batch / summary.median:.4g}",
+                "1" if name == EAGER or ratio is None else str(ratio),
+                "" if entry.page_faults is None else f"{entry.page_faults:.0f}",
+                "" if peak is None else size(peak),
+            ]
+        )
+    return rows
+
+
+COMPARISON_HEADER = [
+    "implementation", "median", "quartiles", "items/s", f"x {EAGER} [95%]", "faults", "peak memory",
+]  # fmt: skip
+
+
+def comparison_table(comparison: Comparison, file: TextIO | None = None) -> None:
+    """Print `comparison`."""
+    rounds = max((len(entry.samples) for entry in comparison.entries.values()), default=0)
+    title = (
+        f"{comparison.workload.name} on {comparison.workload.device}, {rounds} interleaved rounds"
+        f" of {comparison.calls_per_sample} call(s)"
+    )
+    print_table(title, COMPARISON_HEADER, comparison_rows(comparison), file)
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None
+) -> None:
+    """Print rows under a title; the first column to the left, the others to the right."""
+    file = file or sys.stdout
+    cells = [[str(cell) for cell in row] for row in rows]
+    if file.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+        except ImportError:
+            pass
+        else:
+            table = Table(title=title, title_justify="left")
+            for number, name in enumerate(header):
+                table.add_column(name, justify="left" if number == 0 else "right")
+            for row in cells:
+                table.add_row(*row)
+            Console(file=file).print(table)
+            return
+    file.write(plain_table(title, header, cells))
+    file.flush()
+
+
+def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table as text; a last column that is long (a reason) does not widen the others."""
+    widths = [
+        max(len(name), *(len(row[i]) for row in rows)) if rows else len(name)
+        for i, name in enumerate(header)
+    ]
+    widths[-1] = len(header[-1])
+    lines = [title]
+    for row in [list(header), *rows]:
+        first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        lines.append("  ".join([row[0].ljust(len(first)), *others]).rstrip())
+    return "\n".join(lines) + "\n"
