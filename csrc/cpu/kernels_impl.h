@@ -16,6 +16,16 @@ inline void store(bf16* p, int64_t i, float v) {  // round to nearest even, NaN 
   p[i].bits = static_cast<uint16_t>(v != v ? (u >> 16) | 0x40u : rounded);
 }
 
+// Asks for what lies a little ahead of p[i ... i + lanes): a core reading one or two streams waits
+// for memory otherwise. Reaching past the end is harmless.
+template <typename T>
+inline void prefetch(const T* p, int64_t i, int64_t lanes) {
+  constexpr int64_t kAhead = 2048;
+  const char* const from = reinterpret_cast<const char*>(p + i) + kAhead;
+  const int64_t bytes = lanes * static_cast<int64_t>(sizeof(T));
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(from + b);
+}
+
 // fn(first element of a period, number of lanes) over a run of n elements.
 template <typename F>
 inline void each_period(int64_t n, int64_t period, F fn) {
@@ -34,6 +44,7 @@ void statistics(const T* __restrict y, int64_t n, int64_t period, float* __restr
     squares[l] = 0.0f;
   }
   each_period(n, period, [&](int64_t i, int64_t lanes) {
+    prefetch(y, i, lanes);
     for (int64_t l = 0; l < lanes; ++l) {
       const float d = load(y, i + l) - pivot[l];
       sum[l] += d;
@@ -49,6 +60,8 @@ void apply_run(const T* __restrict y, T* __restrict out, int64_t n, int64_t peri
                const float* __restrict s_mean, const float* __restrict s_scale,
                const float* __restrict s_bias) {
   each_period(n, period, [&](int64_t i, int64_t lanes) {
+    prefetch(y, i, lanes);
+    if constexpr (KIND != Shortcut::none) prefetch(shortcut, i, lanes);
     for (int64_t l = 0; l < lanes; ++l) {
       float v = (load(y, i + l) - mean[l]) * scale[l] + bias[l];
       if constexpr (KIND == Shortcut::identity) v += load(shortcut, i + l);
@@ -105,6 +118,10 @@ void reduce_run(const T* __restrict dout, const T* __restrict out, const T* __re
     if constexpr (SECOND) sum_gd_s[l] = 0.0f;
   }
   each_period(n, period, [&](int64_t i, int64_t lanes) {
+    prefetch(y, i, lanes);
+    prefetch(dout, i, lanes);
+    if constexpr (MASK == Mask::out) prefetch(out, i, lanes);
+    if constexpr (SECOND) prefetch(s_y, i, lanes);
     for (int64_t l = 0; l < lanes; ++l) {
       const float d = load(y, i + l) - mean[l];
       const float g = masked<T, MASK>(dout, out, i + l, d, scale[l], bias[l]);
@@ -140,6 +157,9 @@ void main_gradient(const T* __restrict dout, const T* __restrict out, const T* _
                    const float* __restrict a, const float* __restrict b,
                    const float* __restrict c, T* __restrict dy, T* __restrict g_out) {
   each_period(n, period, [&](int64_t i, int64_t lanes) {
+    prefetch(y, i, lanes);
+    prefetch(dout, i, lanes);
+    if constexpr (MASK == Mask::out) prefetch(out, i, lanes);
     if (g_out == nullptr) {
       for (int64_t l = 0; l < lanes; ++l) {
         const float d = load(y, i + l) - mean[l];
