@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from fastres.bench import EAGER, FUSED, cases, memory, table
+from fastres.bench import EAGER, FUSED, Comparison, cases, memory, table
 from fastres.bench.case import Case, keep_memory_reason
 
 COMPILE = "torch.compile"
@@ -20,14 +20,15 @@ IMPLEMENTATIONS = (EAGER, FUSED, NCHW, COMPILE)
 
 # name: network, batch, image size, dtype, rounds
 NETWORKS = {
-    "resnet50 fp32": ("resnet50", 16, 224, "fp32", 13),
-    "resnet50 bf16": ("resnet50", 16, 224, "bf16", 13),
+    "resnet50 fp32": ("resnet50", 16, 224, "fp32", 15),
+    "resnet50 bf16": ("resnet50", 16, 224, "bf16", 15),
     "resnet18 fp32": ("resnet18", 16, 224, "fp32", 11),
     "cifar resnet20 fp32": ("resnet20", 128, 32, "fp32", 25),
 }
-# times faster than a peer, at least
+# times faster than a peer, at least; set by the project before anything was measured
 TARGETS = {
-    "resnet50 fp32": {EAGER: 1.10, NCHW: 1.40},
+    "resnet50 fp32": {EAGER: 1.10},
+    "resnet50 fp32, all peers": {NCHW: 1.40},
     "resnet50 bf16": {EAGER: 1.05},
     "cifar resnet20 fp32": {EAGER: 1.15},
 }
@@ -38,44 +39,46 @@ def _memory(name: str, implementation: str):
     return memory.cpu_peak(implementation, *NETWORKS[name][:4], threads=threads)
 
 
-def _case(name: str) -> Case:
+def _pair(name: str) -> Case:
+    """fastres and eager channels_last with a process to themselves.
+
+    A third implementation would change the second: what malloc keeps for one saves the other its
+    page faults (ResNet-20 at batch 128: 26,000 a step of eager in a pair, 2,700 with two more).
+    """
     *network, rounds = NETWORKS[name]
-    cifar = name.startswith("cifar")
     measured = name in TARGETS and memory.cpu_unavailable() is None
     return Case(
         partial(cases.network, *network),
         rounds,
-        extra=(NCHW, COMPILE) if cifar else (NCHW,),
-        skipped={} if cifar else {COMPILE: SLOW},
+        extra=(),
         memory={who: partial(_memory, name, who) for who in (EAGER, FUSED)} if measured else None,
     )
 
 
-CASES = {name: _case(name) for name in NETWORKS}
-
-# Much of what eager PyTorch loses on a CPU is page faults. These tell how much: with an allocator
-# that keeps what it has, as a user can have by setting MALLOC_MMAP_MAX_ and MALLOC_TRIM_THRESHOLD_.
-KEPT = {
-    f"{name}, malloc keeps memory": Case(
-        partial(cases.network, *NETWORKS[name][:4]), rounds, extra=(), keep_memory=True
+def _all_peers(name: str) -> Case:
+    cifar = name.startswith("cifar")
+    *network, rounds = NETWORKS[name]
+    return Case(
+        partial(cases.network, *network),
+        max(rounds // 2, 7),
+        extra=(NCHW, COMPILE) if cifar else (NCHW,),
+        skipped={} if cifar else {COMPILE: SLOW},
     )
-    for name, rounds in (("resnet50 fp32", 9), ("cifar resnet20 fp32", 25))
-}
 
 
-@pytest.mark.skipif(keep_memory_reason() is not None, reason=str(keep_memory_reason()))
-@pytest.mark.parametrize("implementation", [EAGER, FUSED])
-@pytest.mark.parametrize("name", KEPT)
-def test_without_page_faults(show, name, implementation):
-    show(name, KEPT[name], implementation)
+def _malloc_keeps(name: str) -> Case:
+    """The pair with an allocator that keeps what it has, as MALLOC_MMAP_MAX_=0 and a large
+    MALLOC_TRIM_THRESHOLD_ make it: without page faults, what remains is the operators' own gain."""
+    *network, rounds = NETWORKS[name]
+    return Case(partial(cases.network, *network), max(rounds // 2, 7), extra=(), keep_memory=True)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", CASES)
-def test_training_step(show, name, implementation):
-    comparison = show(name, CASES[name], implementation)
-    if implementation != FUSED:
-        return
+PAIRS = {name: _pair(name) for name in NETWORKS}
+ALL_PEERS = {f"{name}, all peers": _all_peers(name) for name in NETWORKS if "18" not in name}
+KEPT = {f"{name}, malloc keeps memory": _malloc_keeps(name) for name in TARGETS if name in NETWORKS}
+
+
+def _require(name: str, comparison: Comparison) -> None:
     missed = []
     for peer, target in TARGETS.get(name, {}).items():
         ratio = comparison.ratio(FUSED, peer)
@@ -85,3 +88,26 @@ def test_training_step(show, name, implementation):
     if ours is not None and ours > eager:
         missed.append(f"{table.size(ours)} at the peak, eager takes {table.size(eager)}")
     assert not missed, f"{name}: {'; '.join(missed)}"
+
+
+@pytest.mark.parametrize("implementation", [EAGER, FUSED])
+@pytest.mark.parametrize("name", PAIRS)
+def test_training_step(show, name, implementation):
+    comparison = show(name, PAIRS[name], implementation)
+    if implementation == FUSED:
+        _require(name, comparison)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("name", ALL_PEERS)
+def test_all_peers(show, name, implementation):
+    comparison = show(name, ALL_PEERS[name], implementation)
+    if implementation == FUSED:
+        _require(name, comparison)
+
+
+@pytest.mark.skipif(keep_memory_reason() is not None, reason=str(keep_memory_reason()))
+@pytest.mark.parametrize("implementation", [EAGER, FUSED])
+@pytest.mark.parametrize("name", KEPT)
+def test_malloc_keeps_memory(show, name, implementation):
+    show(name, KEPT[name], implementation)
