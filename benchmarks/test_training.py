@@ -20,8 +20,8 @@ IMPLEMENTATIONS = (EAGER, FUSED, NCHW, COMPILE)
 
 # name: network, batch, image size, dtype, rounds
 NETWORKS = {
-    "resnet50 fp32": ("resnet50", 16, 224, "fp32", 15),
-    "resnet50 bf16": ("resnet50", 16, 224, "bf16", 15),
+    "resnet50 fp32": ("resnet50", 16, 224, "fp32", 25),
+    "resnet50 bf16": ("resnet50", 16, 224, "bf16", 25),
     "resnet18 fp32": ("resnet18", 16, 224, "fp32", 11),
     "cifar resnet20 fp32": ("resnet20", 128, 32, "fp32", 25),
 }
