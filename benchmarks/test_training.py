@@ -25,7 +25,8 @@ NETWORKS = {
     "resnet18 fp32": ("resnet18", 16, 224, "fp32", 11),
     "cifar resnet20 fp32": ("resnet20", 128, 32, "fp32", 25),
 }
-# times faster than a peer, at least; set by the project before anything was measured
+# times faster than a peer, at least: set by the project beforehand. That the pair of them has a
+# process to itself was decided after measuring, see `_pair`.
 TARGETS = {
     "resnet50 fp32": {EAGER: 1.10},
     "resnet50 fp32, all peers": {NCHW: 1.40},
