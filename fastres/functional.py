@@ -321,12 +321,13 @@ def _update_running(bn: BatchNormState, mean, var, count, out: Tensor) -> None:
         bn.num_batches_tracked.add_(1)
         if factor is None:
             factor = 1.0 / bn.num_batches_tracked.to(mean.dtype)
-    if isinstance(count, Tensor):
+    if count is not None:
         unbiased = var * (count / (count - 1).clamp(min=1))
     elif out.numel() == 0:
         return
     else:
-        unbiased = var * (count / (count - 1))
+        here = out.numel() // out.shape[1]
+        unbiased = var * (here / (here - 1))
     if factor is None:
         factor = 0.0
     for running, batch in ((bn.running_mean, mean), (bn.running_var, unbiased)):

@@ -88,12 +88,18 @@ def remember(ctx, saved, more, branch, s_branch, shortcut: Tensor | None, s_bias
 
 
 def statistics_beside(ctx, out, branch, s_branch, join: Join):
-    """(out, mean, var, count, s_mean, s_var, s_count): what running statistics are made from."""
+    """(out, mean, var, count, s_mean, s_var, s_count): what running statistics are made from.
+
+    A count is given only over several ranks, where it is a tensor. Otherwise it is out's, and
+    Dynamo refuses a number that is constant in one graph and symbolic in the next.
+    """
     mean = var = count = s_mean = s_var = s_count = None
     if join.bn.training:
         mean, var, count = branch.mean, branch.var, branch.count
     if join.s_bn is not None and join.s_bn.training:
         s_mean, s_var, s_count = s_branch.mean, s_branch.var, s_branch.count
-    tensors = [v for v in (mean, var, count, s_mean, s_var, s_count) if isinstance(v, Tensor)]
+    count = count if isinstance(count, Tensor) else None
+    s_count = s_count if isinstance(s_count, Tensor) else None
+    tensors = [v for v in (mean, var, count, s_mean, s_var, s_count) if v is not None]
     ctx.mark_non_differentiable(*tensors)
     return out, mean, var, count, s_mean, s_var, s_count
