@@ -1,13 +1,18 @@
 """ResNet v1 with fused convolution + BN + ReLU and residual add + ReLU, for training."""
 
 from .backends import backend
+from .explain import explain
 from .functional import (
     BatchNormState,
+    ConvBN,
+    ResidualBlock,
     bn_act,
     bn_add_act,
     conv_bn_act,
     conv_bn_add_act,
+    conv_bn_max_pool,
     pad_shortcut,
+    residual_blocks,
 )
 from .models import *  # noqa: F403
 from .models import __all__ as _models
@@ -15,12 +20,17 @@ from .version import __version__
 
 __all__ = [
     "BatchNormState",
+    "ConvBN",
+    "ResidualBlock",
     "__version__",
     "backend",
     "bn_act",
     "bn_add_act",
     "conv_bn_act",
     "conv_bn_add_act",
+    "conv_bn_max_pool",
+    "explain",
     "pad_shortcut",
+    "residual_blocks",
     *_models,
 ]

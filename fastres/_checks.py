@@ -58,15 +58,28 @@ def check_conv(
 ) -> tuple[int, int, int, int]:
     """Check a convolution's arguments and return its output's size [N, C_out, H', W']."""
     check_activation("x", x)
+    return check_conv_of(x.shape, x, weight, stride, padding, dilation, groups)
+
+
+def check_conv_of(
+    size: Sequence[int],
+    like: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+) -> tuple[int, int, int, int]:
+    """The same for an input of `size` yet to be computed, with the device and dtype of `like`."""
     if weight.dim() != 4 or 0 in weight.shape:
         raise ValueError(
             f"weight must be [C_out, C_in / groups, KH, KW], none of them 0, "
             f"got {tuple(weight.shape)}"
         )
-    if weight.device != x.device:
-        raise ValueError(f"weight must be on x's device {x.device}, got {weight.device}")
-    if weight.dtype != x.dtype and not autocasting(x.device.type):
-        raise ValueError(f"weight must have x's dtype {x.dtype}, got {weight.dtype}")
+    if weight.device != like.device:
+        raise ValueError(f"weight must be on x's device {like.device}, got {weight.device}")
+    if weight.dtype != like.dtype and not autocasting(like.device.type):
+        raise ValueError(f"weight must have x's dtype {like.dtype}, got {weight.dtype}")
     for name, values, least in (
         ("stride", stride, 1),
         ("padding", padding, 0),
@@ -78,22 +91,22 @@ def check_conv(
         raise ValueError(
             f"groups must divide weight's {weight.shape[0]} output channels, got {groups}"
         )
-    if x.shape[1] != weight.shape[1] * groups:
+    if size[1] != weight.shape[1] * groups:
         raise ValueError(
             f"x must have {weight.shape[1] * groups} channels "
-            f"(weight {tuple(weight.shape)}, groups {groups}), got {x.shape[1]}"
+            f"(weight {tuple(weight.shape)}, groups {groups}), got {size[1]}"
         )
     spatial = []
     for i, axis in enumerate("HW"):
-        room = x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1)
+        room = size[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1)
         if room < 1:
             raise ValueError(
                 f"x's {axis} must reach the kernel's extent "
                 f"{dilation[i] * (weight.shape[2 + i] - 1) + 1} with padding {padding[i]}, "
-                f"got {x.shape[2 + i]}"
+                f"got {size[2 + i]}"
             )
         spatial.append((room - 1) // stride[i] + 1)
-    return x.shape[0], weight.shape[0], spatial[0], spatial[1]
+    return size[0], weight.shape[0], spatial[0], spatial[1]
 
 
 def check_bn(name: str, bn: Any, channels: int, device: torch.device) -> None:
@@ -142,15 +155,20 @@ def check_shortcut(
                 f"shortcut must have the output's shape {tuple(size)}, got {tuple(shortcut.shape)}"
             )
         return
+    check_identity(shortcut.shape, size, stride)
+
+
+def check_identity(given: Sequence[int], size: Sequence[int], stride: int) -> None:
+    """A shortcut of sizes `given`, taken at every `stride`-th place and padded, must be `size`."""
     if stride < 1:
         raise ValueError(f"shortcut_stride must be at least 1, got {stride}")
-    n, c, h, w = shortcut.shape
+    n, c, h, w = given
     strided = (n, (h - 1) // stride + 1, (w - 1) // stride + 1)
     if strided != (size[0], size[2], size[3]) or c > size[1]:
         raise ValueError(
             f"shortcut, read at every {stride}. place and padded to {size[1]} channels, must "
             f"give the output's shape {tuple(size)}, got a shortcut of shape "
-            f"{tuple(shortcut.shape)}"
+            f"{tuple(given)}"
         )
 
 
@@ -158,6 +176,16 @@ def check_window(
     x: Tensor, kernel_size: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int]
 ) -> None:
     """A pooling window must have 1 to 255 places and always hold a pixel of x."""
+    check_window_of(x.shape, kernel_size, stride, padding)
+
+
+def check_window_of(
+    size: Sequence[int],
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> None:
+    """The same for an x of `size` [N, C, H, W] yet to be computed."""
     if min(kernel_size) < 1 or kernel_size[0] * kernel_size[1] > 255:
         raise ValueError(f"kernel_size must have 1 to 255 places, got {kernel_size}")
     if min(stride) < 1:
@@ -167,8 +195,8 @@ def check_window(
             raise ValueError(
                 f"padding must be between 0 and half of kernel_size {kernel_size}, got {padding}"
             )
-        if x.shape[2 + i] + 2 * padding[i] < kernel_size[i]:
+        if size[2 + i] + 2 * padding[i] < kernel_size[i]:
             raise ValueError(
                 f"x's {axis} must reach kernel_size {kernel_size[i]} with padding {padding[i]}, "
-                f"got {x.shape[2 + i]}"
+                f"got {size[2 + i]}"
             )

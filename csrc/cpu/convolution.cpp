@@ -5,12 +5,12 @@
 
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <atomic>
 
 #include "operators.h"
 #include "pool.h"
+#include "winograd.h"
 
 namespace fastres {
 namespace {
@@ -24,16 +24,23 @@ struct Geometry {
 };
 
 at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const Geometry& g) {
+  if (winograd_serves(x, weight, g.stride, g.padding, g.dilation, g.groups)) {
+    return winograd_forward(x, weight);
+  }
   return at::convolution(x, weight, {}, g.stride, g.padding, g.dilation, false, {0, 0}, g.groups);
 }
 
 std::tuple<at::Tensor, at::Tensor> convolve_backward(const at::Tensor& dy, const at::Tensor& x,
                                                      const at::Tensor& weight, const Geometry& g,
                                                      bool need_dx, bool need_dw) {
+  if (winograd_serves(x, weight, g.stride, g.padding, g.dilation, g.groups)) {
+    return {need_dx ? winograd_backward_data(dy, weight) : at::Tensor(),
+            need_dw ? winograd_backward_weight(dy, x) : at::Tensor()};
+  }
   // oneDNN hands back memory it never wrote as part of a bf16 weight's gradient where one stride
-  // passes over all columns of x.
-  if (need_dw && x.scalar_type() == at::kBFloat16 && x.size(3) < g.stride[1] &&
-      weight.size(3) > 1) {
+  // passes over all columns of x, and where the kernel is dilated.
+  const bool unwritten = weight.size(3) > 1 && (x.size(3) < g.stride[1] || g.dilation[1] > 1);
+  if (need_dw && x.scalar_type() == at::kBFloat16 && unwritten) {
     auto [dx, dw] = convolve_backward(dy.to(at::kFloat), x.to(at::kFloat), weight.to(at::kFloat),
                                       g, need_dx, need_dw);
     return {need_dx ? dx.to(at::kBFloat16) : dx, dw};
@@ -55,20 +62,14 @@ int64_t images_per_slice(const at::Tensor& x, const at::Tensor& y) {
   return std::clamp<int64_t>(budget * images / bytes, 1, images);
 }
 
+}  // namespace
+
 // The weight may be kept in a wider dtype than the activations; its gradient takes its form.
 at::Tensor like_weight(const at::Tensor& dw, const at::Tensor& weight) {
   return dw.strides() == weight.strides() && dw.scalar_type() == weight.scalar_type()
              ? dw
              : at::empty_like(weight).copy_(dw);
 }
-
-// Activations of float32 or bfloat16 enter oneDNN as they are, also under autocast.
-struct ConvolutionScope {
-  PoolScope pool;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
-};
-
-}  // namespace
 
 int64_t set_slice_bytes(int64_t bytes) { return slice_bytes.exchange(bytes); }
 

@@ -18,6 +18,7 @@ from .batch_norm import (
     measured,
     parameter_gradient,
 )
+from .held import hold_backend, same_backend
 
 
 class BNAct(torch.autograd.Function):
@@ -33,6 +34,8 @@ class BNAct(torch.autograd.Function):
         ctx, y, weight, bias, running_mean, running_var,
         shortcut, s_weight, s_bias, s_running_mean, s_running_var, join: Join,
     ):  # fmt: skip
+        hold_backend(ctx)
+        ctx.set_materialize_grads(False)  # of statistics, which have none
         if join.bn.training:
             branch = measured(*launch.bn_stats(y), y, join.bn)
         else:
@@ -46,6 +49,7 @@ class BNAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @same_backend
     def backward(ctx, dout, *_):
         saved = Saved(*ctx.saved_tensors)
         need = ctx.needs_input_grad

@@ -7,6 +7,7 @@ from torch.autograd.function import once_differentiable
 
 from ..backends import launch
 from .conv_bn_act import Geometry
+from .held import hold_backend, same_backend
 
 
 class Conv2d(torch.autograd.Function):
@@ -14,12 +15,14 @@ class Conv2d(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, geometry: Geometry):
+        hold_backend(ctx)
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         return launch.conv_stats(x, weight, *geometry, None, None, None, None, False)[0]
 
     @staticmethod
     @once_differentiable
+    @same_backend
     def backward(ctx, dy):
         x, weight = ctx.saved_tensors
         need_dx, need_dw = ctx.needs_input_grad[:2]

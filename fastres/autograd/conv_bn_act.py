@@ -20,6 +20,7 @@ from .batch_norm import (
     parameter_gradient,
 )
 from .bn_act import reduction_needed, remember, statistics_beside
+from .held import hold_backend, same_backend
 
 
 class Geometry(NamedTuple):
@@ -43,6 +44,8 @@ class ConvBNAct(torch.autograd.Function):
         ctx, x, conv_weight, weight, bias, running_mean, running_var,
         shortcut, s_weight, s_bias, s_running_mean, s_running_var, geometry: Geometry, join: Join,
     ):  # fmt: skip
+        hold_backend(ctx)
+        ctx.set_materialize_grads(False)  # of statistics, which have none
         y, mean, var = launch.conv_stats(
             x, conv_weight, *geometry, None, None, None, None, join.bn.training
         )
@@ -60,6 +63,7 @@ class ConvBNAct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @same_backend
     def backward(ctx, dout, *_):
         *kept, x, conv_weight = ctx.saved_tensors
         saved = Saved(*kept)

@@ -6,6 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..backends import launch
+from .held import hold_backend, same_backend
 
 
 class PadShortcut(torch.autograd.Function):
@@ -13,11 +14,13 @@ class PadShortcut(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, out_channels: int, stride: int):
+        hold_backend(ctx)
         ctx.size = tuple(x.shape)
         ctx.stride = stride
         return launch.pad_shortcut(x, out_channels, stride)
 
     @staticmethod
     @once_differentiable
+    @same_backend
     def backward(ctx, dout):
         return launch.pad_shortcut_backward(dout, ctx.size, ctx.stride), None, None

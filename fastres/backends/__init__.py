@@ -61,6 +61,13 @@ def backend(name: str) -> Iterator[None]:
     reason = available()[name]
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot run here: {reason}")
+    with holding(name):
+        yield
+
+
+@contextmanager
+def holding(name: str) -> Iterator[None]:
+    """`backend` for a name that was in force before: on autograd's own thread, for example."""
     token = _forced.set(name)
     try:
         yield

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
+
+from .block_ops import BLOCK_FAKES, BLOCK_SCHEMAS
+from .fakes import channels_last, conv_output_size, vector, weight_gradient, window_output
 
 _CONV = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 _BACKWARD = (
@@ -42,106 +44,68 @@ SCHEMAS = {
     "int[2] stride, int[2] padding) -> Tensor",
     "pad_shortcut": "(Tensor x, int out_channels, int stride) -> Tensor",
     "pad_shortcut_backward": "(Tensor dout, int[] size, int stride) -> Tensor",
+    **BLOCK_SCHEMAS,
 }
 
 
-def statistics_dtype(activation: torch.dtype) -> torch.dtype:
-    """The dtype in which statistics of an activation are kept: fp64 for fp64, else fp32."""
-    return torch.float64 if activation == torch.float64 else torch.float32
-
-
-def conv_output_size(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Sizes [N, C_out, H_out, W_out] of a 2-d convolution's output."""
-    spatial = [
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
-        + 1
-        for i in range(2)
-    ]
-    return [x.shape[0], weight.shape[0], *spatial]
-
-
-def _channels_last(like: Tensor, size: Sequence[int]) -> Tensor:
-    return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
-def _vector(like: Tensor, length: int) -> Tensor:
-    return torch.empty(length, dtype=statistics_dtype(like.dtype), device=like.device)
-
-
 def _conv_stats(x, weight, stride, padding, dilation, groups, pm, pi, pw, pb, stats):
-    y = _channels_last(x, conv_output_size(x, weight, stride, padding, dilation))
+    y = channels_last(x, conv_output_size(x, weight, stride, padding, dilation))
     length = weight.shape[0] if stats else 0
-    return y, _vector(x, length), _vector(x, length)
+    return y, vector(x, length), vector(x, length)
 
 
 def _bn_stats(y):
-    return _vector(y, y.shape[1]), _vector(y, y.shape[1])
+    return vector(y, y.shape[1]), vector(y, y.shape[1])
 
 
 def _bn_apply(y, *_):
-    return _channels_last(y, y.shape)
+    return channels_last(y, y.shape)
 
 
 def _bn_backward_reduce(dout, out, y, mean, invstd, weight, bias, shortcut, s_mean, s_invstd, relu):
     channels = y.shape[1]
     return (
-        _vector(y, channels),
-        _vector(y, channels),
-        _vector(y, 0 if s_mean is None else channels),
+        vector(y, channels),
+        vector(y, channels),
+        vector(y, 0 if s_mean is None else channels),
     )
 
 
 def _shortcut_gradient(y: Tensor, size: Sequence[int]) -> Tensor:
-    return _channels_last(y, size) if len(size) else y.new_empty(0)
+    return channels_last(y, size) if len(size) else y.new_empty(0)
 
 
 def _bn_backward(dout, out, y, *rest):
     shortcut_size = rest[-3]
-    return _channels_last(y, y.shape), _shortcut_gradient(y, shortcut_size)
-
-
-def _weight_gradient(weight: Tensor, wanted: bool) -> Tensor:
-    return torch.empty_like(weight) if wanted else weight.new_empty(0)
+    return channels_last(y, y.shape), _shortcut_gradient(y, shortcut_size)
 
 
 def _conv_backward(dy, x, weight, stride, padding, dilation, groups, need_dx, need_dw):
-    dx = _channels_last(x, x.shape) if need_dx else x.new_empty(0)
-    return dx, _weight_gradient(weight, need_dw)
+    dx = channels_last(x, x.shape) if need_dx else x.new_empty(0)
+    return dx, weight_gradient(weight, need_dw)
 
 
 def _conv_bn_backward(dout, out, y, *rest):
     shortcut_size, (x, weight), (need_dx, need_dw) = rest[11], rest[14:16], rest[-2:]
-    dx = _channels_last(x, x.shape) if need_dx else x.new_empty(0)
-    return dx, _weight_gradient(weight, need_dw), _shortcut_gradient(y, shortcut_size)
+    dx = channels_last(x, x.shape) if need_dx else x.new_empty(0)
+    return dx, weight_gradient(weight, need_dw), _shortcut_gradient(y, shortcut_size)
 
 
 def _max_pool(x, kernel_size, stride, padding):
-    spatial = [
-        (x.shape[2 + i] + 2 * padding[i] - kernel_size[i]) // stride[i] + 1 for i in range(2)
-    ]
-    out = _channels_last(x, [x.shape[0], x.shape[1], *spatial])
-    return out, torch.empty_like(out, dtype=torch.uint8)
+    return window_output(x, kernel_size, stride, padding)
 
 
 def _max_pool_backward(dout, index, size, kernel_size, stride, padding):
-    return _channels_last(dout, size)
+    return channels_last(dout, size)
 
 
 def _pad_shortcut(x, out_channels, stride):
     spatial = [(extent - 1) // stride + 1 for extent in x.shape[2:]]
-    return _channels_last(x, [x.shape[0], out_channels, *spatial])
+    return channels_last(x, [x.shape[0], out_channels, *spatial])
 
 
 def _pad_shortcut_backward(dout, size, stride):
-    return _channels_last(dout, size)
+    return channels_last(dout, size)
 
 
 FAKES: dict[str, Callable] = {
@@ -156,4 +120,5 @@ FAKES: dict[str, Callable] = {
     "max_pool_backward": _max_pool_backward,
     "pad_shortcut": _pad_shortcut,
     "pad_shortcut_backward": _pad_shortcut_backward,
+    **BLOCK_FAKES,
 }

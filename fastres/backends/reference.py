@@ -1,183 +1,59 @@
-"""The launch operators in plain PyTorch: the oracle, and the path that runs anywhere.
-
-Signatures are those of `ops.SCHEMAS`; design and formulas: docs/operators.md.
-"""
+"""The launch operators in plain PyTorch: the oracle, and the path that runs anywhere."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from .ops import statistics_dtype
+from .reference_blocks import (
+    bn_max_pool,
+    bn_max_pool_backward,
+    bn_max_pool_backward_reduce,
+    chain_backward,
+    expand,
+    expand_backward_data,
+    expand_backward_weight,
+    expand_reduce,
+    moments,
+)
+from .reference_layers import (
+    bn_apply,
+    bn_backward,
+    bn_backward_reduce,
+    bn_stats,
+    conv_backward,
+    conv_bn_backward,
+    conv_stats,
+    max_pool,
+    max_pool_backward,
+    pad_shortcut,
+    pad_shortcut_backward,
+)
+
+__all__ = [
+    "bn_apply",
+    "bn_backward",
+    "bn_backward_reduce",
+    "bn_max_pool",
+    "bn_max_pool_backward",
+    "bn_max_pool_backward_reduce",
+    "bn_stats",
+    "chain_backward",
+    "conv_backward",
+    "conv_bn_backward",
+    "conv_stats",
+    "expand",
+    "expand_backward_data",
+    "expand_backward_weight",
+    "expand_reduce",
+    "max_pool",
+    "max_pool_backward",
+    "moments",
+    "pad_shortcut",
+    "pad_shortcut_backward",
+    "usable",
+]
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> str | None:
     """None: plain PyTorch runs on every device and floating dtype."""
     return None
-
-
-def _channel(vector: Tensor | None, like: Tensor) -> Tensor | None:
-    return None if vector is None else vector.to(like.dtype).view(1, -1, 1, 1)
-
-
-def _wide(activation: Tensor) -> Tensor:
-    return activation.to(statistics_dtype(activation.dtype))
-
-
-def _dense(activation: Tensor) -> Tensor:
-    return activation.contiguous(memory_format=torch.channels_last)
-
-
-def _normalise(y, mean, invstd, weight, bias) -> Tensor:
-    """(y - mean) * (invstd * weight) + bias, in the statistics' dtype."""
-    scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    value = (_wide(y) - _channel(mean, mean)) * _channel(scale, mean)
-    return value if bias is None else value + _channel(bias, mean)
-
-
-def _relu(value: Tensor) -> Tensor:
-    return torch.where(value <= 0, torch.zeros_like(value), value)
-
-
-def conv_stats(
-    x, weight, stride, padding, dilation, groups,
-    pro_mean, pro_invstd, pro_weight, pro_bias, stats,
-):  # fmt: skip
-    if pro_mean is not None:
-        x = bn_apply(
-            x, pro_mean, pro_invstd, pro_weight, pro_bias, None, None, None, None, None, 1, True
-        )
-    y = _dense(F.conv2d(_dense(x), weight.to(x.dtype), None, stride, padding, dilation, groups))
-    if not stats:
-        nothing = y.new_empty(0, dtype=statistics_dtype(y.dtype))
-        return y, nothing, nothing.clone()
-    return y, *bn_stats(y)
-
-
-def bn_stats(y):
-    if y.numel() == 0:  # the variance of nothing would be NaN
-        zeros = y.new_zeros(y.shape[1], dtype=statistics_dtype(y.dtype))
-        return zeros, zeros.clone()
-    var, mean = torch.var_mean(_wide(y), dim=(0, 2, 3), correction=0)
-    return mean, var
-
-
-def bn_apply(
-    y, mean, invstd, weight, bias,
-    shortcut, s_mean, s_invstd, s_weight, s_bias, shortcut_stride, relu,
-):  # fmt: skip
-    value = _normalise(y, mean, invstd, weight, bias)
-    if s_mean is not None:
-        value = value + _normalise(shortcut, s_mean, s_invstd, s_weight, s_bias)
-    elif shortcut is not None:
-        value = value + _wide(pad_shortcut(shortcut, y.shape[1], shortcut_stride))
-    return _dense((_relu(value) if relu else value).to(y.dtype))
-
-
-def _masked(dout, out, y, mean, invstd, weight, bias, relu) -> Tensor:
-    """dout where the forward's ReLU let its input through, in the statistics' dtype."""
-    gradient = _wide(dout)
-    if not relu:
-        return gradient
-    if out is None:
-        out = _normalise(y, mean, invstd, weight, bias)
-    return torch.where(out <= 0, torch.zeros_like(gradient), gradient)
-
-
-def _xhat(y, mean, invstd) -> Tensor:
-    return (_wide(y) - _channel(mean, mean)) * _channel(invstd, mean)
-
-
-def bn_backward_reduce(dout, out, y, mean, invstd, weight, bias, shortcut, s_mean, s_invstd, relu):
-    g = _masked(dout, out, y, mean, invstd, weight, bias, relu)
-    over = (0, 2, 3)
-    sum_gx_s = mean.new_empty(0)
-    if s_mean is not None:
-        sum_gx_s = (g * _xhat(shortcut, s_mean, s_invstd)).sum(over)
-    return g.sum(over), (g * _xhat(y, mean, invstd)).sum(over), sum_gx_s
-
-
-def _branch_gradient(g, y, mean, invstd, weight, mean_g, mean_gx) -> Tensor:
-    scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    if mean_gx is not None:
-        g = g - _channel(mean_g, mean) - _xhat(y, mean, invstd) * _channel(mean_gx, mean)
-    return _dense((g * _channel(scale, mean)).to(y.dtype))
-
-
-def bn_backward(
-    dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-    shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-):  # fmt: skip
-    g = _masked(dout, out, y, mean, invstd, weight, bias, relu)
-    dy = _branch_gradient(g, y, mean, invstd, weight, mean_g, mean_gx)
-    if not len(shortcut_size):
-        return dy, y.new_empty(0)
-    if s_mean is not None:
-        return dy, _branch_gradient(g, shortcut, s_mean, s_invstd, s_weight, mean_g, mean_gx_s)
-    return dy, pad_shortcut_backward(g.to(y.dtype), shortcut_size, shortcut_stride)
-
-
-def conv_backward(dy, x, weight, stride, padding, dilation, groups, need_dx, need_dw):
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dy, _dense(x), weight.to(x.dtype), None, stride, padding, dilation, False, [0, 0], groups,
-        [need_dx, need_dw, False],
-    )  # fmt: skip
-    dx = _dense(dx) if need_dx else x.new_empty(0)
-    if need_dw and (dw.stride() != weight.stride() or dw.dtype != weight.dtype):
-        dw = torch.empty_like(weight).copy_(dw)
-    return dx, dw if need_dw else weight.new_empty(0)
-
-
-def conv_bn_backward(
-    dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-    shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-    x, conv_weight, stride, padding, dilation, groups, need_dx, need_dw,
-):  # fmt: skip
-    dy, dshortcut = bn_backward(
-        dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-        shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-    )  # fmt: skip
-    dx, dw = conv_backward(dy, x, conv_weight, stride, padding, dilation, groups, need_dx, need_dw)
-    return dx, dw, dshortcut
-
-
-def max_pool(x, kernel_size, stride, padding):
-    """The maxima, and the place in its window that each came from, counted row by row."""
-    x = _dense(x)
-    out, pixel = F.max_pool2d(x, kernel_size, stride, padding, return_indices=True)
-    rows, columns = _window_starts(out, stride, padding)
-    width = x.shape[3]
-    row = torch.div(pixel, width, rounding_mode="floor") - rows
-    place = row * kernel_size[1] + (pixel % width - columns)
-    return _dense(out), _dense(place.to(torch.uint8))
-
-
-def max_pool_backward(dout, index, size, kernel_size, stride, padding):
-    rows, columns = _window_starts(dout, stride, padding)
-    row = rows + torch.div(index, kernel_size[1], rounding_mode="floor")
-    pixel = (row * size[3] + columns + index % kernel_size[1]).long()
-    dx = dout.new_zeros((*size[:2], size[2] * size[3]))
-    dx.scatter_add_(2, pixel.flatten(2), dout.flatten(2))
-    return _dense(dx.view(tuple(size)))
-
-
-def _window_starts(out, stride, padding):
-    """First row of each window, as a column vector, and first column."""
-    rows = torch.arange(out.shape[2], device=out.device) * stride[0] - padding[0]
-    columns = torch.arange(out.shape[3], device=out.device) * stride[1] - padding[1]
-    return rows.view(-1, 1), columns
-
-
-def pad_shortcut(x, out_channels, stride):
-    out = x[:, :, ::stride, ::stride]
-    # a copy even where nothing changes: an operator may not return its argument
-    return _dense(F.pad(out, (0, 0, 0, 0, 0, out_channels - x.shape[1]))).clone()
-
-
-def pad_shortcut_backward(dout, size, stride):
-    dx = torch.zeros(size, dtype=dout.dtype, device=dout.device).contiguous(
-        memory_format=torch.channels_last
-    )
-    dx[:, :, ::stride, ::stride] = dout[:, : size[1]]
-    return dx

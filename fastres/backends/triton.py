@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .. import extension
-from .ops import statistics_dtype
+from .fakes import statistics_dtype
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -9,7 +9,10 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ..functional import ResidualBlock, residual_blocks
+from ..functional.blocks import MEMORY
 from .fusion import conv_norm_act, conv_norm_add_act
+from .residual import block_obstacle, describe
 
 VARIANTS = ("v1", "v1.5")
 
@@ -35,7 +38,36 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """What residual and plain blocks share: they run as a whole where nobody looks inside."""
+
+    # convolutions conv1, conv2, ..., each with its BN
+    pairs: int
+    has_shortcut = True
+
+    fused: bool
+    memory: str
+    downsample: nn.Module | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.obstacle() is None:
+            return residual_blocks(x, (self.describe(),), memory=self.memory)
+        return self.layer_by_layer(x)
+
+    def layer_by_layer(self, x: Tensor) -> Tensor:
+        """The forward as one fused operator a layer, or as the modules themselves."""
+        raise NotImplementedError
+
+    def obstacle(self) -> str | None:
+        """Why the block does not run as a whole at present, None if it does."""
+        return block_obstacle(self, self.pairs) if self.fused else "made with fused=False"
+
+    def describe(self) -> ResidualBlock:
+        """The block as `functional.residual_blocks` takes it."""
+        return describe(self, self.pairs, plain=not self.has_shortcut)
+
+
+class BasicBlock(Block):
     """relu(F(x) + shortcut(x)) with F of two 3x3 convolutions.
 
     Args:
@@ -46,6 +78,7 @@ class BasicBlock(nn.Module):
         groups, base_width, dilation: accepted for the sake of one signature with `Bottleneck`.
         norm_layer: makes a normalisation from a number of channels; `nn.BatchNorm2d` by default.
         fused: run fused operators wherever the inner modules are as they were made.
+        memory: "fast", or "low" to keep less for the backward pass even where that is slower.
 
     Raises:
         ValueError: `groups` is not 1 or `base_width` is not 64.
@@ -53,6 +86,7 @@ class BasicBlock(nn.Module):
     """
 
     expansion = 1
+    pairs = 2
 
     def __init__(
         self,
@@ -66,6 +100,7 @@ class BasicBlock(nn.Module):
         norm_layer: Callable[..., nn.Module] | None = None,
         *,
         fused: bool = False,
+        memory: str = "fast",
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -76,6 +111,7 @@ class BasicBlock(nn.Module):
             )
         if dilation > 1:
             raise NotImplementedError(f"Dilation > 1 not supported in {name}, got {dilation}")
+        check_memory(memory)
         norm_layer = norm_layer or nn.BatchNorm2d
         self.conv1 = conv3x3(inplanes, planes, stride)
         self.bn1 = norm_layer(planes)
@@ -85,8 +121,9 @@ class BasicBlock(nn.Module):
         self.downsample = downsample
         self.stride = stride
         self.fused = fused
+        self.memory = memory
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layer_by_layer(self, x: Tensor) -> Tensor:
         out = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
         return conv_norm_add_act(
             out, self.conv2, self.bn2, self.relu, x, self.downsample, fused=self.fused
@@ -102,6 +139,8 @@ class PlainBlock(BasicBlock):
         ValueError: `downsample` is given.
     """
 
+    has_shortcut = False
+
     def __init__(
         self,
         inplanes: int,
@@ -114,21 +153,23 @@ class PlainBlock(BasicBlock):
         norm_layer: Callable[..., nn.Module] | None = None,
         *,
         fused: bool = False,
+        memory: str = "fast",
     ) -> None:
         if downsample is not None:
             raise ValueError(
                 f"downsample must be None in a block without a shortcut, got {downsample!r}"
             )
         super().__init__(
-            inplanes, planes, stride, None, groups, base_width, dilation, norm_layer, fused=fused
-        )
+            inplanes, planes, stride, None, groups, base_width, dilation, norm_layer,
+            fused=fused, memory=memory,
+        )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layer_by_layer(self, x: Tensor) -> Tensor:
         out = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
         return conv_norm_act(out, self.conv2, self.bn2, self.relu, fused=self.fused)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """relu(F(x) + shortcut(x)) with F of a 1x1, a 3x3 and a four times wider 1x1 convolution.
 
     Args:
@@ -141,6 +182,7 @@ class Bottleneck(nn.Module):
         dilation: dilation of the 3x3 convolution.
         norm_layer: makes a normalisation from a number of channels; `nn.BatchNorm2d` by default.
         fused: run fused operators wherever the inner modules are as they were made.
+        memory: "fast", or "low" to keep less for the backward pass even where that is slower.
         variant: "v1" strides in the first 1x1 (the paper), "v1.5" in the 3x3 (torchvision, timm).
 
     Raises:
@@ -148,6 +190,7 @@ class Bottleneck(nn.Module):
     """
 
     expansion = 4
+    pairs = 3
 
     def __init__(
         self,
@@ -161,10 +204,12 @@ class Bottleneck(nn.Module):
         norm_layer: Callable[..., nn.Module] | None = None,
         *,
         fused: bool = False,
+        memory: str = "fast",
         variant: str = "v1.5",
     ) -> None:
         super().__init__()
         check_variant(variant)
+        check_memory(memory)
         norm_layer = norm_layer or nn.BatchNorm2d
         width = int(planes * (base_width / 64.0)) * groups
         stride_1x1, stride_3x3 = (stride, 1) if variant == "v1" else (1, stride)
@@ -178,8 +223,9 @@ class Bottleneck(nn.Module):
         self.downsample = downsample
         self.stride = stride
         self.fused = fused
+        self.memory = memory
 
-    def forward(self, x: Tensor) -> Tensor:
+    def layer_by_layer(self, x: Tensor) -> Tensor:
         out = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
         out = conv_norm_act(out, self.conv2, self.bn2, self.relu, fused=self.fused)
         return conv_norm_add_act(
@@ -200,3 +246,9 @@ def check_variant(variant: str) -> None:
     """Raise ValueError unless `variant` is "v1" or "v1.5"."""
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of 'v1', 'v1.5', got {variant!r}")
+
+
+def check_memory(memory: str) -> None:
+    """Raise ValueError unless `memory` is "fast" or "low"."""
+    if memory not in MEMORY:
+        raise ValueError(f"memory must be one of 'fast', 'low', got {memory!r}")

@@ -16,37 +16,56 @@ from .. import functional
 from ..functional import BatchNormState
 from .shortcuts import PadShortcut
 
+NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
-def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether calling `module` is exactly the forward of one of `kinds`, global hooks aside.
 
-    Subclasses do not count: `torch.nn.utils.parametrize` works by changing the class, and legacy
-    weight norm and pruning by a forward pre-hook.
+def module_obstacle(name: str, module: nn.Module, *kinds: type[nn.Module]) -> str | None:
+    """Why calling `module` is more than the forward of one of `kinds`, global hooks aside.
+
+    None if it is not. Subclasses are: `torch.nn.utils.parametrize` works by changing the class,
+    and legacy weight norm and pruning by a forward pre-hook.
     """
-    return type(module) in kinds and not (
+    if type(module) not in kinds:
+        return f"{name} is a {type(module).__name__}"
+    if (
         module._forward_hooks
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
-    )
+    ):
+        return f"{name} has a hook"
+    if "forward" in module.__dict__:
+        return f"{name} has a forward of its own"
+    return None
+
+
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether calling `module` is exactly the forward of one of `kinds`, global hooks aside."""
+    return module_obstacle("", module, *kinds) is None
+
+
+def convolution_obstacle(name: str, module: nn.Module) -> str | None:
+    """Why `module` is not an untouched, zero-padded `nn.Conv2d` without a bias; None if it is."""
+    found = module_obstacle(name, module, nn.Conv2d)
+    if found is not None:
+        return found
+    if module.bias is not None:
+        return f"{name} has a bias"
+    if module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return f"{name} pads with {module.padding_mode}, {module.padding}"
+    return None
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
     """Whether `module` is an untouched, zero-padded `nn.Conv2d` without a bias."""
-    return (
-        is_plain(module, nn.Conv2d)
-        and module.bias is None
-        and module.padding_mode == "zeros"
-        and not isinstance(module.padding, str)
-    )
+    return convolution_obstacle("", module) is None
 
 
 def can_fuse(conv: nn.Module, norm: nn.Module, relu: nn.Module) -> bool:
     """Whether relu(norm(conv(x))) may run as one operator."""
     return (
         is_plain_convolution(conv)
-        and is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm)
+        and is_plain(norm, *NORMS)
         and is_plain(relu, nn.ReLU)
         and not _has_any_global_hook()
     )
@@ -95,18 +114,50 @@ def conv_norm_add_act(
     return relu(out)
 
 
+def pool_obstacle(name: str, pool: nn.Module) -> str | None:
+    """Why `pool` is not an untouched `nn.MaxPool2d` that a fused operator can stand for."""
+    found = module_obstacle(name, pool, nn.MaxPool2d)
+    if found is not None:
+        return found
+    if pool.dilation != 1 or pool.ceil_mode or pool.return_indices:
+        return f"{name} has a dilation, ceil_mode or return_indices"
+    return None
+
+
 def max_pool(x: Tensor, pool: nn.Module, *, fused: bool) -> Tensor:
     """pool(x), through the fused allocator if `fused` and `pool` is an ordinary `nn.MaxPool2d`."""
-    if (
-        fused
-        and is_plain(pool, nn.MaxPool2d)
-        and pool.dilation == 1
-        and not pool.ceil_mode
-        and not pool.return_indices
-        and not _has_any_global_hook()
-    ):
+    if fused and pool_obstacle("", pool) is None and not _has_any_global_hook():
         return functional.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding)
     return pool(x)
+
+
+def stem_obstacle(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module) -> str | None:
+    """Why pool(relu(norm(conv(x)))) does not run as one step; None if it does."""
+    if _has_any_global_hook():
+        return "a global module hook is registered"
+    return (
+        convolution_obstacle("conv1", conv)
+        or module_obstacle("bn1", norm, *NORMS)
+        or module_obstacle("relu", relu, nn.ReLU)
+        or pool_obstacle("maxpool", pool)
+    )
+
+
+def stem(
+    x: Tensor, conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module, *, fused: bool
+) -> Tensor:
+    """pool(relu(norm(conv(x)))), as one step if `fused` and the modules allow it."""
+    if not fused or stem_obstacle(conv, norm, relu, pool) is not None:
+        return max_pool(conv_norm_act(x, conv, norm, relu, fused=fused), pool, fused=fused)
+    return functional.conv_bn_max_pool(
+        x,
+        conv.weight,
+        BatchNormState.of(norm),
+        **_geometry(conv),
+        pool_kernel=pool.kernel_size,
+        pool_stride=pool.stride,
+        pool_padding=pool.padding,
+    )
 
 
 def _geometry(conv: nn.Module) -> dict[str, Any]:
@@ -126,7 +177,7 @@ def _shortcut_operands(x: Tensor, shortcut: nn.Module | None) -> dict[str, Any]:
         return {"shortcut": x, "shortcut_stride": shortcut.stride}
     if is_plain(shortcut, nn.Sequential) and len(shortcut) == 2:
         conv, norm = shortcut
-        if is_plain_convolution(conv) and is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm):
+        if is_plain_convolution(conv) and is_plain(norm, *NORMS):
             projected = functional.conv2d(x, conv.weight, **_geometry(conv))
             return {"shortcut": projected, "shortcut_bn": BatchNormState.of(norm)}
     return {"shortcut": shortcut(x)}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..layers import BasicBlock, PlainBlock, conv3x3, conv_norm_act, make_relu
+from ..layers import BasicBlock, PlainBlock, check_memory, conv3x3, conv_norm_act, make_relu
 from .stages import check_images, check_options, check_positive, initialise, make_stage
 from .weights import load, resolve
 
@@ -26,6 +26,7 @@ class CifarResNet(nn.Module):
         zero_init_residual: start every residual branch at zero.
         norm_layer: makes a normalisation from a number of channels; `nn.BatchNorm2d` by default.
         fused: run convolution + BN + ReLU (+ shortcut) as fused operators.
+        memory: "fast", or "low" to keep less for the backward pass even where that is slower.
         shortcut: "A" (the paper's, no parameters), "B" or "C"; None for a plain network.
 
     Raises:
@@ -42,6 +43,7 @@ class CifarResNet(nn.Module):
         *,
         fused: bool = False,
         shortcut: str | None = "A",
+        memory: str = "fast",
     ) -> None:
         super().__init__()
         if isinstance(depth, bool) or not isinstance(depth, int) or depth < 8 or depth % 6 != 2:
@@ -49,6 +51,7 @@ class CifarResNet(nn.Module):
         block = PlainBlock if shortcut is None else BasicBlock
         check_options(block, shortcut, num_classes, zero_init_residual)
         check_positive("in_channels", in_channels)
+        check_memory(memory)
         norm_layer = norm_layer or nn.BatchNorm2d
 
         self.fused = fused
@@ -67,6 +70,7 @@ class CifarResNet(nn.Module):
                 shortcut=shortcut,
                 norm_layer=norm_layer,
                 fused=fused,
+                memory=memory,
             )
             setattr(self, f"layer{index + 1}", stage)
             inplanes = planes

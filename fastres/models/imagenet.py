@@ -6,6 +6,8 @@ weights. On top of torchvision's arguments every constructor takes
 * `fused`: run convolution + BN + ReLU (+ shortcut) as fused operators; same modules and numbers.
 * `variant`: where a bottleneck strides: "v1.5" (default, torchvision's) or "v1", the paper's.
 * `shortcut`: "A", "B" (default, torchvision's) or "C": section 4.1 of the paper.
+* `memory`: "fast" (default), or "low": fused blocks keep less for the backward pass even where that
+  takes longer.
 """
 
 from __future__ import annotations
@@ -20,14 +22,15 @@ from torch import Tensor, nn
 
 from ..layers import (
     BasicBlock,
+    Block,
     Bottleneck,
     PlainBlock,
+    check_memory,
     check_variant,
-    conv_norm_act,
     make_relu,
-    max_pool,
+    stem,
 )
-from .stages import Block, check_images, check_options, check_positive, initialise, make_stage
+from .stages import check_images, check_options, check_positive, initialise, make_stage
 from .weights import check_published, load, resolve
 
 Weights = Enum | str | PathLike | None
@@ -44,7 +47,8 @@ class ResNet(nn.Module):
         groups, width_per_group: of the 3x3 convolutions of a `Bottleneck`.
         replace_stride_with_dilation: three booleans, for layer2 to layer4.
         norm_layer: makes a normalisation from a number of channels; `nn.BatchNorm2d` by default.
-        fused, variant, shortcut: see the head of this file; `shortcut` is None for `PlainBlock`.
+        fused, variant, shortcut, memory: see the head of this file; `shortcut` is None for
+            `PlainBlock`.
 
     Raises:
         ValueError: an argument is outside what is listed here, or the block cannot have it.
@@ -65,6 +69,7 @@ class ResNet(nn.Module):
         fused: bool = False,
         variant: str = "v1.5",
         shortcut: str | None = "B",
+        memory: str = "fast",
     ) -> None:
         super().__init__()
         if replace_stride_with_dilation is None:
@@ -78,6 +83,7 @@ class ResNet(nn.Module):
         check_positive("groups", groups)
         check_positive("width_per_group", width_per_group)
         check_variant(variant)
+        check_memory(memory)
         norm_layer = norm_layer or nn.BatchNorm2d
         # basic blocks have no 1x1 convolution, so both variants are the same network
         options = {"variant": variant} if issubclass(block, Bottleneck) else {}
@@ -109,6 +115,7 @@ class ResNet(nn.Module):
                 dilation=self.dilation,
                 groups=groups,
                 base_width=width_per_group,
+                memory=memory,
                 **options,
             )
             setattr(self, f"layer{index + 1}", stage)
@@ -119,8 +126,7 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_images(x, channels=3)
-        x = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
-        x = max_pool(x, self.maxpool, fused=self.fused)
+        x = stem(x, self.conv1, self.bn1, self.relu, self.maxpool, fused=self.fused)
 
         x = self.layer1(x)
         x = self.layer2(x)

@@ -8,9 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from ..layers import BasicBlock, Bottleneck, PlainBlock, make_shortcut
-
-Block = BasicBlock | Bottleneck
+from ..layers import BasicBlock, Block, Bottleneck, PlainBlock, Stage, make_shortcut
 
 
 def make_stage(
@@ -26,7 +24,7 @@ def make_stage(
     first_dilation: int = 1,
     dilation: int = 1,
     **options: Any,
-) -> nn.Sequential:
+) -> Stage:
     """`blocks` blocks of `planes * block.expansion` output channels, the first with `stride`.
 
     `shortcut` is "A", "B" or "C" (see `fastres.layers.make_shortcut`), None for `PlainBlock`;
@@ -54,7 +52,7 @@ def make_stage(
         )
         inplanes = planes * block.expansion
         stride = 1
-    return nn.Sequential(*stage)
+    return Stage(*stage)
 
 
 def initialise(model: nn.Module, *, zero_init_residual: bool) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import fastres
-from fastres.layers import BasicBlock, make_shortcut
+from fastres.layers import BasicBlock, Bottleneck, Stage, make_shortcut
 
 # name: images on rank 0 and rank 1, convert the shortcut's BN too
 CASES = {
@@ -19,14 +19,24 @@ CASES = {
     "empty": ((6, 0), True),
     "single value": ((1, 2), True),
     "shortcut of each rank": ((3, 5), False),
+    "moment form": ((3, 5), True),
+    "moment form, empty": ((6, 0), True),
 }
 
 
-def make_block(dtype: torch.dtype) -> nn.Module:
-    """A strided block with a projection: every kind of statistics that a block has."""
+def make_block(dtype: torch.dtype, name: str) -> nn.Module:
+    """A strided block with a projection: every kind of statistics that a block has.
+
+    In moment form: a run of two bottlenecks.
+    """
     torch.manual_seed(3)
-    shortcut = make_shortcut("B", 4, 6, 2, nn.BatchNorm2d, fused=True)
-    block = BasicBlock(4, 6, 2, shortcut, norm_layer=nn.BatchNorm2d, fused=True)
+    if name.startswith("moment form"):
+        shortcut = make_shortcut("B", 4, 8, 2, nn.BatchNorm2d, fused=True)
+        options = {"fused": True, "memory": "low"}
+        block = Stage(Bottleneck(4, 2, 2, shortcut, **options), Bottleneck(8, 2, **options))
+    else:
+        shortcut = make_shortcut("B", 4, 6, 2, nn.BatchNorm2d, fused=True)
+        block = BasicBlock(4, 6, 2, shortcut, norm_layer=nn.BatchNorm2d, fused=True)
     for module in block.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -41,7 +51,8 @@ def data(name: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     side = 2 if name == "single value" else 7
     x = torch.randn(images, 4, side, side, generator=generator, dtype=torch.float64)
     out = (side - 1) // 2 + 1
-    dout = torch.randn(images, 6, out, out, generator=generator, dtype=torch.float64)
+    channels = 8 if name.startswith("moment form") else 6
+    dout = torch.randn(images, channels, out, out, generator=generator, dtype=torch.float64)
     return x.to(dtype), dout.to(dtype)
 
 
@@ -65,7 +76,7 @@ def run(rank: int, folder: str) -> None:
     results: dict[str, Any] = {}
     for name, (sizes, all_of_it) in CASES.items():
         for dtype in (torch.float32, torch.float64):
-            block = make_block(dtype)
+            block = make_block(dtype, name)
             kept = None if all_of_it else block.downsample[1]
             block = nn.SyncBatchNorm.convert_sync_batchnorm(block)
             if kept is not None:
@@ -73,6 +84,7 @@ def run(rank: int, folder: str) -> None:
             x, dout = (part.split(list(sizes))[rank] for part in data(name, dtype))
             fastres.backends.reset_counts()
             results[f"{name} {dtype}"] = step(block, x, dout)
-            assert any(key.startswith("bn_apply") for key in fastres.backends.counts())
+            proof = "expand_reduce" if name.startswith("moment form") else "chain_backward"
+            assert any(key.startswith(proof) for key in fastres.backends.counts())
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.destroy_process_group()

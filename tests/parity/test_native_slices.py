@@ -116,3 +116,16 @@ def test_a_weight_gradient_where_the_stride_passes_over_all_columns(channels, st
         for need_dx in (True, False):
             dw = native.conv_backward(dy, x, weight, *geometry, need_dx, True)[1]
             torch.testing.assert_close(dw.double(), exact, rtol=8e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(29, 31), (7, 8)])
+def test_a_weight_gradient_of_a_dilated_kernel(size):
+    """The regression: oneDNN's bf16 gradient was in part memory that it never wrote."""
+    x, weight = torch.randn(5, 24, *size).bfloat16(), torch.randn(48, 24, 3, 3).bfloat16()
+    dy = torch.randn_like(F.conv2d(x, weight, None, 1, 2, 2))
+    exact = torch.nn.grad.conv2d_weight(
+        x.double(), weight.shape, dy.double(), padding=2, dilation=2
+    )
+    for _ in range(5):
+        dw = native.conv_backward(dy, x, weight, [1, 1], [2, 2], [2, 2], 1, True, True)[1]
+        torch.testing.assert_close(dw.double(), exact, rtol=8e-3, atol=1e-1)

@@ -66,6 +66,65 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple]]:
                     (*backward, x, weight, *GEOMETRY, True, wanted)
                     for weight, wanted in ((narrow, True), (wide, False))
                 ]
+    for name, samples in block_arguments(dtype).items():
+        found[name] += samples
+    return found
+
+
+def block_arguments(dtype: torch.dtype) -> dict[str, list[tuple]]:
+    """The same for the operators of whole blocks."""
+
+    def activation(channels: int, *size: int) -> torch.Tensor:
+        return torch.randn(2, channels, *size).to(dtype)
+
+    def bn(channels: int) -> tuple:
+        return torch.randn(channels), torch.rand(channels) + 0.5, torch.randn(channels), None
+
+    y, x, dout = activation(4, 5, 4), activation(6, 9, 8), activation(12, 5, 4)
+    own, none, pivot = bn(4), (None,) * 4, torch.rand(4)
+    exact = pivot if dtype == torch.float32 else None
+    weight, affine = torch.randn(12, 4, 1, 1), (torch.rand(12), torch.randn(12))
+    vector = torch.randn(6)
+    x_pivot = vector if dtype == torch.float32 else None
+    expand = [
+        (y, *own, exact, weight, *affine, *shortcut, True)
+        for shortcut in (
+            (*[None] * 5, [1, 1]),
+            (dout, *[None] * 4, [1, 1]),
+            (x, *[None] * 4, [2, 2]),
+            (dout, None, None, *affine, [1, 1]),
+            (x, x_pivot, torch.randn(12, 6, 1, 1), *affine, [2, 2]),
+        )
+    ]
+    found: dict[str, list[tuple]] = {
+        "moments": [(y, *own, pivot, [1, 1]), (x, *none, vector, [2, 2])],
+        "expand": expand,
+        "expand_reduce": [(*expand[0], torch.randn(3, 12, 1, 1))],
+        "expand_backward_weight": [
+            (dout, dout, y, *own, pivot, [1, 1]), (dout, None, x, *none, vector, [2, 2]),
+        ],
+        "expand_backward_data": [
+            (dout, dout, y, *own, exact, torch.randn(12, 4).to(dtype),
+             torch.eye(4).to(dtype), pivot, [1, 1]),
+            (dout, None, x, *none, x_pivot, torch.randn(12, 6).to(dtype), None, None, [2, 2]),
+        ],
+    }  # fmt: skip
+    geometry, wide = ([2, 2], [1, 1], [1, 1], 1), torch.randn(12, 6, 3, 3)
+    found["chain_backward"] = [
+        (dout, mask, dout, *bn(12), *means, mask is None, x, wide, *geometry, *prologue,
+         residual, residual_mask, [2, 2], mask_by_x, *wanted)
+        for mask, means, prologue, residual, residual_mask, mask_by_x, wanted in (
+            (dout, (None, None), none, None, None, False, (True, True)),
+            (None, bn(12)[:2], bn(6), None, None, False, (True, False)),
+            (None, bn(12)[:2], bn(6), None, None, False, (False, True)),
+            (dout, bn(12)[:2], none, dout, dout, True, (True, True)),
+        )
+    ]  # fmt: skip
+    pooled, index = launch.bn_max_pool(x, *bn(6), *WINDOW)
+    stem = (pooled, index, x, *bn(6))
+    found["bn_max_pool"] = [(x, *bn(6), *WINDOW)]
+    found["bn_max_pool_backward_reduce"] = [(*stem, *WINDOW)]
+    found["bn_max_pool_backward"] = [(*stem, *bn(6)[:2], *WINDOW), (*stem, None, None, *WINDOW)]
     return found
 
 

@@ -12,9 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # higher imports lower; a package may import itself, and packages of one rank not each other
 RANKS = {
-    "cli": 9,
+    "cli": 10,
+    "tuning": 9,
     "bench": 8,
     "training": 7,
+    "explain": 7,
     "fuse": 7,
     "models": 6,
     "layers": 5,

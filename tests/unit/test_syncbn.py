@@ -29,11 +29,14 @@ def both(ranks, name, dtype) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ["unequal", "empty", "single value"])
+@pytest.mark.parametrize(
+    "name", ["unequal", "empty", "single value", "moment form", "moment form, empty"]
+)
 def test_two_ranks_are_one_process(ranks, name, dtype):
     first, second = both(ranks, name, dtype)
-    whole = two_ranks.step(two_ranks.make_block(dtype), *two_ranks.data(name, dtype))
-    parameters = dict(two_ranks.make_block(dtype).named_parameters())
+    block = two_ranks.make_block(dtype, name)
+    whole = two_ranks.step(block, *two_ranks.data(name, dtype))
+    parameters = dict(block.named_parameters())
     for key, want in whole.items():
         if key in ("out", "dx"):
             got = torch.cat([first[key], second[key]])
@@ -54,7 +57,7 @@ def test_a_shortcut_whose_statistics_stay_on_its_rank(ranks, dtype):
     """bn over the ranks, the projection's BN not: plain modules, joined by hand, are the oracle."""
     first, second = both(ranks, "shortcut of each rank", dtype)
     sizes = list(two_ranks.CASES["shortcut of each rank"][0])
-    block = two_ranks.make_block(dtype)
+    block = two_ranks.make_block(dtype, "shortcut of each rank")
     x, dout = two_ranks.data("shortcut of each rank", dtype)
     x.requires_grad_()
     main = block.bn1(block.conv1(x)).relu()

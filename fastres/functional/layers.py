@@ -1,19 +1,11 @@
-"""The fused operators without state: functions on tensors, with PyTorch's conventions.
-
-Activations are [N, C, H, W] of any strides; results are channels_last. All functions work under
-autocast, torch.compile and torch.fx (which sees each of them as one call).
-"""
+"""One convolution, one BN, one join: the fused operators of single layers."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from ._checks import (
+from .._checks import (
     autocasting,
     check_activation,
     check_bn,
@@ -23,56 +15,8 @@ from ._checks import (
     check_window,
     pair,
 )
-from .autograd import (
-    BNAct,
-    Conv2d,
-    ConvBNAct,
-    Geometry,
-    Join,
-    MaxPool2d,
-    Normalisation,
-    PadShortcut,
-)
-
-
-class BatchNormState(NamedTuple):
-    """Parameters, buffers and constants of one batch normalisation over C channels.
-
-    weight, bias, running_mean, running_var are [C] or None; `training` means: normalise with
-    the batch's statistics; `momentum` None is the cumulative average; `process_group` shares
-    the statistics among its ranks.
-    """
-
-    weight: Tensor | None
-    bias: Tensor | None
-    running_mean: Tensor | None
-    running_var: Tensor | None
-    num_batches_tracked: Tensor | None = None
-    training: bool = True
-    momentum: float | None = 0.1
-    eps: float = 1e-5
-    process_group: Any = None
-
-    @classmethod
-    def of(cls, module: nn.Module) -> BatchNormState:
-        """The state of an nn.BatchNorm2d or nn.SyncBatchNorm in its present mode."""
-        group = None
-        if isinstance(module, nn.SyncBatchNorm) and module.training and dist.is_initialized():
-            group = module.process_group or dist.group.WORLD
-            if dist.get_world_size(group) == 1:
-                group = None
-        tracked = not module.training or module.track_running_stats
-        return cls(
-            module.weight,
-            module.bias,
-            module.running_mean if tracked else None,
-            module.running_var if tracked else None,
-            module.num_batches_tracked,
-            module.training or module.running_mean is None,
-            module.momentum,
-            module.eps,
-            group,
-        )
+from ..autograd import BNAct, Conv2d, ConvBNAct, Join, MaxPool2d, PadShortcut
+from .state import BatchNormState, autocast, geometry_of, normalisation_of, update_running
 
 
 def conv_bn_act(
@@ -188,8 +132,8 @@ def conv2d(
             conv2d, (x, weight), x, weight,
             stride=stride, padding=padding, dilation=dilation, groups=groups,
         )  # fmt: skip
-    (x,) = _autocast(x)
-    geometry = _geometry(stride, padding, dilation, groups)
+    (x,) = autocast(x)
+    geometry = geometry_of(stride, padding, dilation, groups)
     check_conv(x, weight, *geometry)
     return Conv2d.apply(x, weight, geometry)
 
@@ -216,41 +160,20 @@ def pad_shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     return PadShortcut.apply(x, out_channels, stride)
 
 
-def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in the dtype that autocast gives convolutions; unchanged outside of it.
-
-    A weight stays as it is: the operators convert it where they use it, so that no converted copy
-    is kept for the backward pass.
-    """
-    device = tensors[0].device.type
-    if not autocasting(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(
-        t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors
-    )
-
-
-def _geometry(stride, padding, dilation, groups: int) -> Geometry:
-    return Geometry(
-        pair("stride", stride), pair("padding", padding), pair("dilation", dilation), groups
-    )
-
-
 def _join(bn: BatchNormState, s_bn: BatchNormState | None, stride: int, relu: bool) -> Join:
     return Join(
-        Normalisation(bn.training, bn.eps, bn.process_group),
-        None if s_bn is None else Normalisation(s_bn.training, s_bn.eps, s_bn.process_group),
+        normalisation_of(bn),
+        None if s_bn is None else normalisation_of(s_bn),
         stride,
         relu,
     )
 
 
 def _conv_bn(x, weight, bn, shortcut, s_bn, s_stride, stride, padding, dilation, groups, relu):
-    (x,) = _autocast(x)
+    (x,) = autocast(x)
     if shortcut is not None:
-        (shortcut,) = _autocast(shortcut)
-    geometry = _geometry(stride, padding, dilation, groups)
+        (shortcut,) = autocast(shortcut)
+    geometry = geometry_of(stride, padding, dilation, groups)
     size = check_conv(x, weight, *geometry)
     check_bn("bn", bn, size[1], x.device)
     check_training_batch(bn, size)
@@ -301,39 +224,9 @@ def _shortcut_tensors(s_bn: BatchNormState | None) -> tuple[Tensor | None, ...]:
 
 
 def _track(bn, s_bn, statistics, out: Tensor) -> None:
-    _update_running(bn, *statistics[:3], out)
+    update_running(bn, *statistics[:3], out.shape)
     if s_bn is not None:
-        _update_running(s_bn, *statistics[3:], out)
-
-
-@torch.no_grad()
-def _update_running(bn: BatchNormState, mean, var, count, out: Tensor) -> None:
-    """running <- running + factor * (batch - running), with the unbiased batch variance.
-
-    An empty batch changes neither, but is counted, as in torch. Where the count is known only
-    on the device (statistics over several ranks) the clamp keeps a single value from dividing
-    by zero.
-    """
-    if mean is None or bn.running_mean is None:
-        return
-    factor: float | Tensor | None = bn.momentum
-    if bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-        if factor is None:
-            factor = 1.0 / bn.num_batches_tracked.to(mean.dtype)
-    if count is not None:
-        unbiased = var * (count / (count - 1).clamp(min=1))
-    elif out.numel() == 0:
-        return
-    else:
-        here = out.numel() // out.shape[1]
-        unbiased = var * (here / (here - 1))
-    if factor is None:
-        factor = 0.0
-    for running, batch in ((bn.running_mean, mean), (bn.running_var, unbiased)):
-        if isinstance(factor, Tensor):
-            factor = factor.to(running.dtype)
-        running.lerp_(batch.to(running.dtype), factor)
+        update_running(s_bn, *statistics[3:], out.shape)
 
 
 def max_pool2d(

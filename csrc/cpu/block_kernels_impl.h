@@ -1,0 +1,510 @@
+// The loops themselves. Included by block_kernels_*.cpp after gemm_impl.h and kernels_impl.h.
+
+namespace fastres {
+namespace {
+
+inline float rounded(float v, const float*) { return v; }
+inline float rounded(float v, const bf16*) {
+  bf16 narrow;
+  store(&narrow, 0, v);
+  return load(&narrow, 0);
+}
+
+inline uint32_t bits_of(float v) {
+  bf16 narrow;
+  store(&narrow, 0, v);
+  return narrow.bits;
+}
+
+// Where the units of row r go, and how: fp32 rows, bf16 rows, or bf16 pairs of two rows.
+template <typename T, bool PAIRS>
+struct Writer {
+  Order order;
+  int64_t ld;
+  void* to;
+
+  // fn(c) is the value of column c.
+  template <typename F>
+  void row(int64_t r, int64_t channels, F fn) const {
+    if constexpr (!PAIRS) {
+      float* __restrict units = static_cast<float*>(to) + r * ld;
+#pragma GCC ivdep
+      for (int64_t c = 0; c < channels; ++c) units[c] = rounded(fn(c), static_cast<T*>(nullptr));
+      for (int64_t c = channels; c < ld; ++c) units[c] = 0.0f;
+    } else if (order == Order::rows) {
+      bf16* __restrict units = static_cast<bf16*>(to) + r * ld;
+#pragma GCC ivdep
+      for (int64_t c = 0; c < channels; ++c) store(units, c, fn(c));
+      for (int64_t c = channels; c < ld; ++c) units[c] = bf16{};
+    } else if (r % 2 == 0) {
+      uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
+#pragma GCC ivdep
+      for (int64_t c = 0; c < channels; ++c) units[c] = bits_of(fn(c));
+      for (int64_t c = channels; c < ld; ++c) units[c] = 0;
+    } else {
+      uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
+#pragma GCC ivdep
+      for (int64_t c = 0; c < channels; ++c) units[c] |= bits_of(fn(c)) << 16;
+    }
+  }
+};
+
+template <typename T, bool PAIRS, typename F>
+void write(const Writer<T, PAIRS>& writer, int64_t r, int64_t channels, float* __restrict sums,
+           F fn) {
+  if (sums == nullptr) {
+    writer.row(r, channels, fn);
+    return;
+  }
+  writer.row(r, channels, [&](int64_t c) {
+    const float v = fn(c);
+    sums[c] += v;
+    return v;
+  });
+}
+
+template <typename T, bool PAIRS>
+void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer,
+             float* sums) {
+  const float* __restrict mean = o.branch.mean;
+  const float* __restrict scale = o.branch.scale;
+  const float* __restrict bias = o.branch.bias;
+  const float* __restrict pivot = o.pivot;
+  const auto z = [&](const T* y, int64_t c) {
+    const float v = (load(y, c) - mean[c]) * scale[c] + bias[c];
+    return rounded(v <= 0.0f ? 0.0f : v, y);
+  };
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* __restrict y = o.y.at(first + r);
+    prefetch(y, 0, o.channels);
+    if (mean != nullptr && pivot != nullptr) {
+      write(writer, r, o.channels, sums, [&](int64_t c) { return z(y, c) - pivot[c]; });
+    } else if (mean != nullptr) {
+      write(writer, r, o.channels, sums, [&](int64_t c) { return z(y, c); });
+    } else if (pivot != nullptr) {
+      write(writer, r, o.channels, sums, [&](int64_t c) { return load(y, c) - pivot[c]; });
+    } else {
+      write(writer, r, o.channels, sums, [&](int64_t c) { return load(y, c); });
+    }
+  }
+}
+
+template <typename T, bool PAIRS>
+void pack_masked(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer,
+                 float* sums) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* __restrict g = o.dout + (first + r) * o.step;
+    prefetch(g, 0, o.channels);
+    if (o.out == nullptr) {
+      write(writer, r, o.channels, sums, [&](int64_t c) { return load(g, c); });
+    } else {
+      const T* __restrict out = o.out + (first + r) * o.step;
+      prefetch(out, 0, o.channels);
+      write(writer, r, o.channels, sums,
+            [&](int64_t c) { return load(out, c) <= 0.0f ? 0.0f : load(g, c); });
+    }
+  }
+}
+
+template <typename T, Mask MASK, bool PAIRS>
+void pack_dy_mask(const Operand<T>& o, int64_t first, int64_t rows,
+                  const Writer<T, PAIRS>& writer) {
+  const float* __restrict mean = o.branch.mean;
+  const float* __restrict scale = o.branch.scale;
+  const float* __restrict bias = o.branch.bias;
+  const float* __restrict a = o.gradient.a;
+  const float* __restrict b = o.gradient.b;
+  const float* __restrict shift = o.gradient.c;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = (first + r) * o.step;
+    const T* __restrict y = o.y.base + at;
+    const T* __restrict g = o.dout + at;
+    const T* __restrict out = o.out + at;
+    const auto gradient = [&](int64_t c, float d) {
+      return masked<T, MASK>(g, out, c, d, scale[c], bias[c]);
+    };
+    if (b == nullptr) {
+      writer.row(r, o.channels, [&](int64_t c) {
+        return a[c] * gradient(c, load(y, c) - mean[c]);
+      });
+    } else {
+      writer.row(r, o.channels, [&](int64_t c) {
+        const float d = load(y, c) - mean[c];
+        return a[c] * gradient(c, d) + (b[c] * d + shift[c]);
+      });
+    }
+  }
+}
+
+template <typename T, bool PAIRS>
+void pack(const Operand<T>& o, int64_t first, int64_t rows, Order order, int64_t ld, void* to,
+          float* sums) {
+  const Writer<T, PAIRS> writer{order, ld, to};
+  if (o.gradient.a != nullptr) {
+    const auto run = o.out != nullptr ? &pack_dy_mask<T, Mask::out, PAIRS>
+                     : o.relu         ? &pack_dy_mask<T, Mask::again, PAIRS>
+                                      : &pack_dy_mask<T, Mask::all, PAIRS>;
+    run(o, first, rows, writer);
+  } else if (o.dout != nullptr) {
+    pack_masked<T, PAIRS>(o, first, rows, writer, sums);
+  } else {
+    pack_bn<T, PAIRS>(o, first, rows, writer, sums);
+  }
+}
+
+// [columns / 32][depth in units][32]: the order in which tiles read it. Walks what is contiguous in
+// the matrix, a few lines at a time.
+template <typename T, bool PAIRS>
+void pack_weight(const float* matrix, int64_t depth_stride, int64_t column_stride, int64_t depth,
+                 int64_t columns, void* to) {
+  constexpr int64_t kDepth = 16;
+  const int64_t whole = columns < kTileColumns ? columns : kTileColumns;
+  for (int64_t from = 0; from < depth; from += kDepth) {
+    float block[kDepth * kTileColumns] = {};
+    const float* __restrict source = matrix + from * depth_stride;
+    const int64_t deep = depth - from < kDepth ? depth - from : kDepth;
+    if (column_stride == 1) {
+      for (int64_t k = 0; k < deep; ++k) {
+        for (int64_t j = 0; j < whole; ++j) block[k * kTileColumns + j] = source[k * depth_stride + j];
+      }
+    } else {
+      for (int64_t j = 0; j < whole; ++j) {
+        for (int64_t k = 0; k < deep; ++k) {
+          block[k * kTileColumns + j] = source[k * depth_stride + j * column_stride];
+        }
+      }
+    }
+    if constexpr (PAIRS) {
+      uint32_t* __restrict units = static_cast<uint32_t*>(to) + from / 2 * kTileColumns;
+      for (int64_t k = 0; k < deep; k += 2) {
+        const float* __restrict even = block + k * kTileColumns;
+        for (int64_t j = 0; j < kTileColumns; ++j) {
+          units[k / 2 * kTileColumns + j] = bits_of(even[j]) | bits_of(even[kTileColumns + j]) << 16;
+        }
+      }
+    } else {
+      float* __restrict units = static_cast<float*>(to) + from * kTileColumns;
+      for (int64_t i = 0; i < deep * kTileColumns; ++i) {
+        units[i] = rounded(block[i], static_cast<T*>(nullptr));
+      }
+    }
+  }
+}
+
+template <typename UNIT, bool PAIRS>
+void accumulate(const void* a_, int64_t lda, int64_t m, const void* b_, int64_t ldb, int64_t n,
+                int64_t rows, float* c, int64_t ldc, int64_t below) {
+  const auto *a = static_cast<const float*>(a_), *b = static_cast<const float*>(b_);
+  const int64_t depth = PAIRS ? (rows + 1) / 2 : rows;
+  for (int64_t j = 0; j < n; j += kTileColumns) {
+    each_tile(m, [&](int64_t i, int64_t count) {
+      if (i >= j + kTileColumns + below) return;
+      any_tile<UNIT, true>(count, a + i, lda, b + j, ldb, depth, c + i * ldc + j, ldc, true);
+    });
+  }
+}
+
+// Where a column of tiles begins in a factor's weight, and a row of tiles in its units.
+template <bool PAIRS>
+struct Operands {
+  explicit Operands(const Factor& f)
+      : a(static_cast<const char*>(f.a)),
+        b(static_cast<const float*>(f.b)),
+        lda(PAIRS ? f.lda / 2 : f.lda),
+        depth(PAIRS ? (f.depth + 1) / 2 : f.depth) {}
+
+  template <typename UNIT>
+  void product(int64_t row, int64_t rows, int64_t column, float* c, bool onto) const {
+    any_tile<UNIT, false>(rows, reinterpret_cast<const float*>(a) + row * lda, lda,
+                          b + column * depth, kTileColumns, depth, c, kTileColumns, onto);
+  }
+
+  const char* a;
+  const float* b;
+  int64_t lda, depth;
+};
+
+// fn(row, rows, column, columns) over the tiles of a panel. Weights that do not fit in the second
+// cache beside the panel are walked once, else the panel is.
+template <typename F>
+void each_panel_tile(int64_t rows, int64_t columns, int64_t depth, F fn) {
+  constexpr int64_t kResident = int64_t{1} << 16;  // units of weights
+  const int64_t fits = kResident / (depth < 1 ? 1 : depth) / kTileColumns * kTileColumns;
+  const int64_t chunk = fits < kTileColumns ? kTileColumns : fits;
+  for (int64_t from = 0; from < columns; from += chunk) {
+    const int64_t to = from + chunk < columns ? from + chunk : columns;
+    each_tile(rows, [&](int64_t row, int64_t count) {
+      for (int64_t column = from; column < to; column += kTileColumns) {
+        fn(row, count, column, to - column < kTileColumns ? to - column : kTileColumns);
+      }
+    });
+  }
+}
+
+// Asks for `rows` rows of a tile's place in an activation, while its product is still computed.
+template <typename T, bool WRITE = false>
+inline void prefetch_tile(const T* p, int64_t rows, int64_t step, int64_t columns) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t j = 0; j < columns; j += 64 / static_cast<int64_t>(sizeof(T))) {
+      __builtin_prefetch(p + r * step + j, WRITE ? 1 : 0);
+    }
+  }
+}
+
+// One row of a tile. Whole tiles have a number of columns that the compiler knows.
+template <typename T, Residual KIND, bool RELU>
+inline void expand_columns(const float* __restrict acc, const float* __restrict second,
+                           int64_t columns, const float* __restrict scale,
+                           const float* __restrict shift, const float* __restrict s_scale,
+                           const float* __restrict s_shift, const T* __restrict shortcut,
+                           T* __restrict out) {
+  for (int64_t j = 0; j < columns; ++j) {
+    float v = acc[j] * scale[j] + shift[j];
+    if constexpr (KIND == Residual::identity) v += load(shortcut, j);
+    if constexpr (KIND == Residual::affine) v += load(shortcut, j) * s_scale[j] + s_shift[j];
+    if constexpr (KIND == Residual::product) v += second[j] * s_scale[j] + s_shift[j];
+    if constexpr (RELU) v = v <= 0.0f ? 0.0f : v;
+    store(out, j, v);
+  }
+}
+
+template <typename T, Residual KIND, bool RELU>
+void expand_row(const float* acc, const float* second, int64_t columns, const float* scale,
+                const float* shift, const float* s_scale, const float* s_shift, const T* shortcut,
+                T* out) {
+  if (columns == kTileColumns) {
+    expand_columns<T, KIND, RELU>(acc, second, kTileColumns, scale, shift, s_scale, s_shift,
+                                  shortcut, out);
+  } else {
+    expand_columns<T, KIND, RELU>(acc, second, columns, scale, shift, s_scale, s_shift, shortcut,
+                                  out);
+  }
+}
+
+template <typename T, typename UNIT, bool PAIRS, Residual KIND, bool RELU>
+void expand_kind(const ExpandPanel<T>& p) {
+  const Operands<PAIRS> main(p.main), projection(p.projection);
+  alignas(64) float sums[kTileRows * kTileColumns], second[kTileRows * kTileColumns];
+  const int64_t depth = main.depth + (KIND == Residual::product ? projection.depth : 0);
+  each_panel_tile(p.rows, p.columns, depth, [&](int64_t row, int64_t rows, int64_t column,
+                                                int64_t columns) {
+    if constexpr (KIND == Residual::identity || KIND == Residual::affine) {
+      if (p.shortcut.dense() && p.shortcut.channels == p.columns) {
+        prefetch_tile(p.shortcut.at(p.first + row) + column, rows, p.columns, columns);
+      }
+    }
+    prefetch_tile<T, true>(p.out + (p.first + row) * p.columns + column, rows, p.columns, columns);
+    main.template product<UNIT>(row, rows, column, sums, false);
+    if constexpr (KIND == Residual::product) {
+      projection.template product<UNIT>(row, rows, column, second, false);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = p.first + row + r;
+      T* const out = p.out + at * p.columns + column;
+      const float* const acc = sums + r * kTileColumns;
+      if constexpr (KIND == Residual::none || KIND == Residual::product) {
+        expand_row<T, KIND, RELU>(acc, second + r * kTileColumns, columns, p.scale + column,
+                                  p.shift + column, p.s_scale + column, p.s_shift + column,
+                                  nullptr, out);
+      } else {
+        // channels beyond the shortcut's own are zero in it
+        const int64_t own = p.shortcut.channels - column;
+        const int64_t with = own >= columns ? columns : own < 0 ? 0 : own;
+        const T* const shortcut = p.shortcut.at(at) + column;
+        expand_row<T, KIND, RELU>(acc, nullptr, with, p.scale + column, p.shift + column,
+                                  p.s_scale + column, p.s_shift + column, shortcut, out);
+        if (with < columns) {
+          expand_row<T, Residual::none, RELU>(acc + with, nullptr, columns - with,
+                                              p.scale + column + with, p.shift + column + with,
+                                              nullptr, nullptr, nullptr, out + with);
+        }
+      }
+    }
+  });
+}
+
+template <typename T, typename UNIT, bool PAIRS, Residual KIND>
+void expand_relu(const ExpandPanel<T>& p) {
+  p.relu ? expand_kind<T, UNIT, PAIRS, KIND, true>(p) : expand_kind<T, UNIT, PAIRS, KIND, false>(p);
+}
+
+template <typename T, typename UNIT, bool PAIRS>
+void expand(const ExpandPanel<T>& p) {
+  switch (p.kind) {
+    case Residual::none:
+      return expand_relu<T, UNIT, PAIRS, Residual::none>(p);
+    case Residual::identity:
+      return expand_relu<T, UNIT, PAIRS, Residual::identity>(p);
+    case Residual::affine:
+      return expand_relu<T, UNIT, PAIRS, Residual::affine>(p);
+    case Residual::product:
+      return expand_relu<T, UNIT, PAIRS, Residual::product>(p);
+  }
+}
+
+// dz of one row where the ReLU of y let through, with the sums of what is stored. `value` may be
+// where dz goes.
+template <typename T, typename V>
+inline void masked_columns(const V* value, const float* __restrict constant, int64_t columns,
+                           const T* __restrict y, const float* __restrict mean,
+                           const float* __restrict scale, const float* __restrict bias,
+                           float* __restrict sum_g, float* __restrict sum_gd, T* out) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < columns; ++j) {
+    const float d = load(y, j) - mean[j];
+    const float dz = constant == nullptr ? load(value, j) : load(value, j) + constant[j];
+    const float v = rounded(d * scale[j] + bias[j] <= 0.0f ? 0.0f : dz, y);
+    store(out, j, v);
+    sum_g[j] += v;
+    sum_gd[j] += v * d;
+  }
+}
+
+template <typename T, typename UNIT, bool PAIRS>
+void data(const DataPanel<T>& p) {
+  const Operands<PAIRS> gradient(p.gradient), mixing(p.mixing);
+  alignas(64) float sums[kTileRows * kTileColumns];
+  const bool mixed = p.mixing.a != nullptr;
+  const int64_t depth = gradient.depth + (mixed ? mixing.depth : 0);
+  each_panel_tile(p.rows, p.columns, depth, [&](int64_t row, int64_t rows, int64_t column,
+                                                int64_t columns) {
+    const int64_t corner = (p.first + row) * p.columns + column;
+    if (p.y != nullptr) prefetch_tile(p.y + corner, rows, p.columns, columns);
+    prefetch_tile<T, true>(p.out + corner, rows, p.columns, columns);
+    gradient.template product<UNIT>(row, rows, column, sums, false);
+    if (mixed) mixing.template product<UNIT>(row, rows, column, sums, true);
+    const float* const constant = p.constant == nullptr ? nullptr : p.constant + column;
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* const acc = sums + r * kTileColumns;
+      const int64_t at = (p.first + row + r) * p.columns + column;
+      if (p.branch.mean == nullptr) {
+        for (int64_t j = 0; j < columns; ++j) {
+          store(p.out + at, j, constant == nullptr ? acc[j] : acc[j] + constant[j]);
+        }
+        continue;
+      }
+      const auto run = [&](int64_t width) {
+        masked_columns(acc, constant, width, p.y + at, p.branch.mean + column,
+                       p.branch.scale + column, p.branch.bias + column, p.sum_g + column,
+                       p.sum_gd + column, p.out + at);
+      };
+      columns == kTileColumns ? run(kTileColumns) : run(columns);
+    }
+  });
+}
+
+template <typename T>
+void mask_with_sums(const DataPanel<T>& p) {
+  for (int64_t row = p.first; row < p.first + p.rows; ++row) {
+    const int64_t at = row * p.columns;
+    prefetch(p.out, at, p.columns);
+    prefetch(p.y, at, p.columns);
+    masked_columns<T, T>(p.out + at, nullptr, p.columns, p.y + at, p.branch.mean, p.branch.scale,
+                         p.branch.bias, p.sum_g, p.sum_gd, p.out + at);
+  }
+}
+
+// The row of the residual that lands at row `at` of the gradient, or -1.
+template <typename T>
+int64_t residual_row(const InputPanel<T>& p, int64_t at) {
+  if (p.stride_h == 1 && p.stride_w == 1) return at;
+  const int64_t line = at / p.width, image = line / p.height;
+  const int64_t h = line - image * p.height, w = at - line * p.width;
+  if (h % p.stride_h != 0 || w % p.stride_w != 0) return -1;
+  return (image * p.height_out + h / p.stride_h) * p.width_out + w / p.stride_w;
+}
+
+enum class Passed { nothing, all, masked };
+
+// dx of one row: `value`, what the shortcut passes back, and the mask of x. `value` may be where
+// dx goes.
+template <typename T, typename V, bool MASK, Passed PASSED>
+inline void input_columns(const V* value, int64_t columns, const T* __restrict x,
+                          const T* __restrict residual, const T* __restrict residual_mask,
+                          T* out) {
+#pragma GCC ivdep
+  for (int64_t j = 0; j < columns; ++j) {
+    float v = load(value, j);
+    if constexpr (PASSED == Passed::all) v += load(residual, j);
+    if constexpr (PASSED == Passed::masked) {
+      v += load(residual_mask, j) <= 0.0f ? 0.0f : load(residual, j);
+    }
+    if constexpr (MASK) v = load(x, j) <= 0.0f ? 0.0f : v;
+    store(out, j, v);
+  }
+}
+
+template <typename T, typename V, bool MASK>
+inline void input_row(const InputPanel<T>& p, const V* value, int64_t row, int64_t column,
+                      int64_t columns) {
+  const int64_t at = row * p.columns + column;
+  T* const out = p.out + at;
+  const T* const x = MASK ? p.x + at : nullptr;
+  const int64_t passed = p.residual == nullptr ? -1 : residual_row(p, row);
+  const int64_t from = passed * p.residual_channels + column;
+  const auto run = [&](int64_t width) {
+    if (passed < 0) {
+      input_columns<T, V, MASK, Passed::nothing>(value, width, x, nullptr, nullptr, out);
+    } else if (p.residual_mask == nullptr) {
+      input_columns<T, V, MASK, Passed::all>(value, width, x, p.residual + from, nullptr, out);
+    } else {
+      input_columns<T, V, MASK, Passed::masked>(value, width, x, p.residual + from,
+                                                p.residual_mask + from, out);
+    }
+  };
+  columns == kTileColumns ? run(kTileColumns) : run(columns);
+}
+
+template <typename T, typename UNIT, bool PAIRS, bool MASK>
+void input_mask(const InputPanel<T>& p) {
+  const Operands<PAIRS> main(p.main);
+  alignas(64) float sums[kTileRows * kTileColumns];
+  each_panel_tile(p.rows, p.columns, main.depth, [&](int64_t row, int64_t rows, int64_t column,
+                                                     int64_t columns) {
+    const int64_t corner = (p.first + row) * p.columns + column;
+    if (MASK) prefetch_tile(p.x + corner, rows, p.columns, columns);
+    if (p.residual != nullptr && p.stride_h == 1 && p.stride_w == 1) {
+      const int64_t from = (p.first + row) * p.residual_channels + column;
+      prefetch_tile(p.residual + from, rows, p.residual_channels, columns);
+      if (p.residual_mask != nullptr) {
+        prefetch_tile(p.residual_mask + from, rows, p.residual_channels, columns);
+      }
+    }
+    prefetch_tile<T, true>(p.out + corner, rows, p.columns, columns);
+    main.template product<UNIT>(row, rows, column, sums, false);
+    for (int64_t r = 0; r < rows; ++r) {
+      input_row<T, float, MASK>(p, sums + r * kTileColumns, p.first + row + r, column, columns);
+    }
+  });
+}
+
+template <typename T, typename UNIT, bool PAIRS>
+void input(const InputPanel<T>& p) {
+  p.x == nullptr ? input_mask<T, UNIT, PAIRS, false>(p) : input_mask<T, UNIT, PAIRS, true>(p);
+}
+
+template <typename T>
+void finish_input(const InputPanel<T>& p) {
+  for (int64_t row = p.first; row < p.first + p.rows; ++row) {
+    const T* const value = p.out + row * p.columns;
+    prefetch(value, 0, p.columns);
+    p.x == nullptr ? input_row<T, T, false>(p, value, row, 0, p.columns)
+                   : input_row<T, T, true>(p, value, row, 0, p.columns);
+  }
+}
+
+template <typename T, typename UNIT, bool PAIRS>
+constexpr BlockKernels<T> block_table() {
+  return {PAIRS,
+          &pack<T, PAIRS>,
+          &pack_weight<T, PAIRS>,
+          &accumulate<UNIT, PAIRS>,
+          &expand<T, UNIT, PAIRS>,
+          &data<T, UNIT, PAIRS>,
+          &input<T, UNIT, PAIRS>,
+          &mask_with_sums<T>,
+          &finish_input<T>};
+}
+
+}  // namespace
+}  // namespace fastres

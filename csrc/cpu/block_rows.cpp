@@ -1,0 +1,207 @@
+#include "block_rows.h"
+
+#include <bit>
+
+namespace fastres {
+namespace {
+
+constexpr int64_t kRowsOfAPanel = 448;
+// of an outer product's operands
+constexpr int64_t kPanelBytes = int64_t{320} << 10;
+
+}  // namespace
+
+std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length) {
+  std::vector<float> values(padded_columns(length), 0.0f);
+  if (vector.has_value()) {
+    const at::Tensor v = vector->to(at::kFloat).contiguous();
+    std::copy_n(v.const_data_ptr<float>(), length, values.begin());
+  }
+  return values;
+}
+
+Panels::Panels(int64_t rows, int64_t row_bytes, int64_t budget)
+    : rows_(rows),
+      height_(std::clamp<int64_t>(budget / std::max<int64_t>(1, row_bytes), 28, kRowsOfAPanel)) {
+  count_ = std::max<int64_t>(1, (rows + height_ - 1) / height_);
+  if (count_ > 1) {  // whole rounds of a few threads
+    count_ = (count_ + 3) / 4 * 4;
+  }
+}
+
+Scratch::Scratch(int64_t bytes)
+    : bytes_((bytes + 4095) / 4096 * 4096 + 256),
+      memory_(at::empty({bytes_ * at::get_num_threads() + 64}, at::kByte)) {}
+
+char* Scratch::mine() {
+  char* const start = static_cast<char*>(memory_.mutable_data_ptr());
+  char* const aligned = start + (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64;
+  return aligned + at::get_thread_num() * bytes_;
+}
+
+std::tuple<at::Tensor, at::Tensor> ColumnSums::totals(const std::vector<float>& factor,
+                                                      const at::Tensor& like) const {
+  std::vector<double> total(2 * columns_, 0.0);
+  for (size_t i = 0; i < partial_.size(); ++i) total[i % (2 * columns_)] += partial_[i];
+  at::Tensor sums[2] = {empty_vector(columns_, like), empty_vector(columns_, like)};
+  for (int64_t c = 0; c < columns_; ++c) {
+    const float share = factor.empty() ? 1.0f : factor[c];
+    sums[0].mutable_data_ptr<float>()[c] = static_cast<float>(total[c]);
+    sums[1].mutable_data_ptr<float>()[c] = static_cast<float>(total[columns_ + c] * share);
+  }
+  return {sums[0], sums[1]};
+}
+
+template <typename T>
+PackedWeight<T>::PackedWeight(const at::Tensor& matrix_) : depth_(matrix_.size(0)) {
+  const at::Tensor matrix = matrix_.to(at::kFloat);
+  const int64_t columns = matrix.size(1);
+  const int64_t units = block_kernels<T>().pairs ? (depth_ + 1) / 2 : depth_;
+  units_ = at::empty({padded_columns(columns) * units + 16}, matrix.options());
+  float* const start = units_.template mutable_data_ptr<float>();
+  const float* const from = matrix.template const_data_ptr<float>();
+  const int64_t down = matrix.stride(0), across = matrix.stride(1);
+  at::parallel_for(0, padded_columns(columns) / kTileColumns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * kTileColumns; c < end * kTileColumns; c += kTileColumns) {
+      block_kernels<T>().pack_weight(from + c * across, down, across, depth_,
+                                     std::min(kTileColumns, columns - c), start + c * units);
+    }
+  });
+}
+
+template <typename T>
+Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const PackedWeight<T>& weight,
+              void* to) {
+  const int64_t depth = operand.channels;
+  if (lies_as_units(operand)) {
+    const T* const start = operand.dout != nullptr ? operand.dout : operand.y.base;
+    return {start + first * depth, depth, weight.units(), depth};
+  }
+  const int64_t ld = whole_pairs(depth);
+  block_kernels<T>().pack(operand, first, rows, Order::rows, ld, to, nullptr);
+  return {to, ld, weight.units(), depth};
+}
+
+namespace {
+
+// Rows in groups and columns in blocks: a piece of the product stays in the second cache, and
+// what the groups leave behind is small beside what they read.
+struct Split {
+  Split(int64_t m, int64_t n, int64_t rows) {
+    constexpr int64_t kPiece = int64_t{1} << 17, kPartials = int64_t{1} << 20;  // values
+    block = std::clamp<int64_t>(kPiece / std::max<int64_t>(1, m) / kTileColumns * kTileColumns,
+                                kTileColumns, padded_columns(n));
+    blocks = (n + block - 1) / block;
+    groups = std::clamp<int64_t>(std::min(kPartials / std::max<int64_t>(1, m * n), rows / 512), 1,
+                                 16);
+  }
+
+  int64_t block, blocks, groups;
+};
+
+// A column of ones beside the units of an operand: its product is the other one's column sums.
+void write_ones(float* to, int64_t rows, int64_t ld, bool pairs) {
+  const float one = pairs ? std::bit_cast<float>(0x3f803f80u) : 1.0f;
+  for (int64_t r = 0; r < (pairs ? (rows + 1) / 2 : rows); ++r) to[r * ld] = one;
+}
+
+}  // namespace
+
+template <typename T>
+at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows, bool with_ones,
+                         bool symmetric, float* sums, const at::Tensor& like) {
+  const BlockKernels<T>& kernel = block_kernels<T>();
+  const int64_t own = a.channels, m = own + (with_ones ? 1 : 0), n = b.channels;
+  const int64_t lda = symmetric ? padded_columns(m) : m, ldc = padded_columns(n);
+  const Split split(m, n, rows);
+  const bool a_lies = lies_as_units(a) && !with_ones && !symmetric;
+  const bool b_lies = lies_as_units(b) && n % kTileColumns == 0;
+  at::Tensor partial = at::empty({split.groups, m, ldc}, like.options().dtype(at::kFloat));
+  std::vector<double> group_sums(sums == nullptr ? 0 : split.groups * own, 0.0);
+  const int64_t row_bytes = 4 * (lda + split.block);
+  const int64_t most = Panels(rows, row_bytes, kPanelBytes).most();
+  Scratch scratch(most * row_bytes);
+  float* const all = partial.mutable_data_ptr<float>();
+  const int64_t items = split.groups * split.blocks;
+  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t turn = begin; turn < end; ++turn) {
+      // blocks of a triangle differ in size: the largest go with the smallest
+      const int64_t item = turn % 2 == 0 ? turn / 2 : items - 1 - turn / 2;
+      const int64_t group = item / split.blocks, block = item % split.blocks;
+      const int64_t column = block * split.block, width = std::min(split.block, n - column);
+      float* const c = all + group * m * ldc + column;
+      for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, padded_columns(width), 0.0f);
+      const int64_t from = rows * group / split.groups / 2 * 2;
+      const int64_t to = group + 1 == split.groups ? rows : rows * (group + 1) / split.groups / 2 * 2;
+      const Panels panels(to - from, row_bytes, kPanelBytes);
+      float* const units_a = reinterpret_cast<float*>(scratch.mine());
+      float* const units_b = units_a + most * lda;
+      std::vector<float> panel_sums(group_sums.empty() || block > 0 ? 0 : own);
+      for (int64_t p = 0; p < panels.count(); ++p) {
+        const int64_t first = from + panels.first(p), count = panels.rows(p);
+        const void* left = units_a;
+        int64_t left_ld = lda;
+        if (a_lies) {
+          left = (a.dout != nullptr ? a.dout : a.y.base) + first * own;
+          left_ld = own;
+        } else {
+          std::fill(panel_sums.begin(), panel_sums.end(), 0.0f);
+          kernel.pack(a, first, count, Order::transposed, lda, units_a,
+                      panel_sums.empty() ? nullptr : panel_sums.data());
+          for (size_t i = 0; i < panel_sums.size(); ++i) group_sums[group * own + i] += panel_sums[i];
+          if (with_ones) write_ones(units_a + own, count, lda, kernel.pairs);
+        }
+        const void* right = units_b;
+        int64_t right_ld = split.block;
+        if (symmetric) {
+          right = units_a + column;
+          right_ld = lda;
+        } else if (b_lies) {
+          right = (b.dout != nullptr ? b.dout : b.y.base) + first * n + column;
+          right_ld = n;
+        } else {
+          kernel.pack(b.columns(column, width), first, count, Order::transposed, split.block,
+                      units_b, nullptr);
+        }
+        kernel.accumulate(left, left_ld, m, right, right_ld, width, count, c, ldc,
+                          symmetric ? column : m);
+      }
+    }
+  });
+  // the groups in order, and the other half of a symmetric product
+  at::Tensor result = at::empty({m, n}, partial.options());
+  float* const out = result.mutable_data_ptr<float>();
+  at::parallel_for(0, m, 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t from = symmetric ? i : 0;
+      float* const row = out + i * n;
+      std::copy_n(all + i * ldc + from, n - from, row + from);
+      for (int64_t g = 1; g < split.groups; ++g) {
+        const float* const more = all + (g * m + i) * ldc;
+        for (int64_t j = from; j < n; ++j) row[j] += more[j];
+      }
+    }
+  });
+  if (symmetric) {
+    for (int64_t i = 0; i < m; ++i) {
+      for (int64_t j = 0; j < i; ++j) out[i * n + j] = out[j * n + i];
+    }
+  }
+  for (int64_t i = 0; sums != nullptr && i < own; ++i) {
+    double total = 0.0;
+    for (int64_t g = 0; g < split.groups; ++g) total += group_sums[g * own + i];
+    sums[i] = static_cast<float>(total);
+  }
+  return result;
+}
+
+template class PackedWeight<float>;
+template class PackedWeight<bf16>;
+template Factor factor(const Operand<float>&, int64_t, int64_t, const PackedWeight<float>&, void*);
+template Factor factor(const Operand<bf16>&, int64_t, int64_t, const PackedWeight<bf16>&, void*);
+template at::Tensor outer_product(const Operand<float>&, const Operand<float>&, int64_t, bool, bool,
+                                  float*, const at::Tensor&);
+template at::Tensor outer_product(const Operand<bf16>&, const Operand<bf16>&, int64_t, bool, bool,
+                                  float*, const at::Tensor&);
+
+}  // namespace fastres

@@ -1,0 +1,151 @@
+// What the operators of whole blocks share: rows of activations in panels, packed operands, sums.
+#pragma once
+
+#include "block_kernels.h"
+#include "operators.h"
+
+namespace fastres {
+
+// One branch's vectors, or none: then the operand is y as it is.
+inline BranchLanes lanes_or_none(const OptionalTensor& mean, const OptionalTensor& invstd,
+                                 const OptionalTensor& weight, const OptionalTensor& bias) {
+  return mean.has_value() ? BranchLanes(*mean, *invstd, weight, bias) : BranchLanes();
+}
+
+inline BranchVectors vectors_or_null(const BranchLanes& lanes) {
+  return lanes.mean.empty() ? BranchVectors{} : lanes.vectors();
+}
+
+// Every stride-th pixel of a dense activation as rows.
+template <typename T>
+RowsOf<T> rows_of(const at::Tensor& y, at::IntArrayRef stride) {
+  return {data<T>(y),
+          y.size(1),
+          (y.size(2) + stride[0] - 1) / stride[0],
+          (y.size(3) + stride[1] - 1) / stride[1],
+          y.size(2),
+          y.size(3),
+          stride[0],
+          stride[1]};
+}
+
+template <typename T>
+int64_t count_rows(const at::Tensor& y, const RowsOf<T>& rows) {
+  return y.size(0) * rows.height * rows.width;
+}
+
+// A [C] vector in fp32, padded to whole tiles.
+std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length);
+
+// Rows in panels of equal height. The split depends on the shape alone, so no result depends on
+// the number of threads.
+class Panels {
+ public:
+  // Panels of at most `budget` bytes where a row takes `row_bytes`.
+  Panels(int64_t rows, int64_t row_bytes, int64_t budget);
+
+  int64_t count() const { return count_; }
+  int64_t first(int64_t panel) const { return rows_ * panel / count_ / 2 * 2; }
+  int64_t rows(int64_t panel) const { return end(panel) - first(panel); }
+  // No panel has more rows.
+  int64_t most() const { return height_ + 2; }
+
+ private:
+  int64_t end(int64_t panel) const { return panel + 1 == count_ ? rows_ : first(panel + 1); }
+
+  int64_t rows_, height_, count_;
+};
+
+// A piece of memory for each thread.
+class Scratch {
+ public:
+  explicit Scratch(int64_t bytes);
+  char* mine();
+
+ private:
+  int64_t bytes_;
+  at::Tensor memory_;
+};
+
+// Two column sums, taken panel by panel and added up in the order of the panels.
+class ColumnSums {
+ public:
+  explicit ColumnSums(int64_t columns) : columns_(columns) {}
+
+  void reserve(int64_t panels) { partial_.assign(panels * 2 * columns_, 0.0f); }
+  float* first(int64_t panel) { return partial_.data() + panel * 2 * columns_; }
+  float* second(int64_t panel) { return first(panel) + columns_; }
+
+  // The totals as fp32 vectors, the second times `factor` [columns].
+  std::tuple<at::Tensor, at::Tensor> totals(const std::vector<float>& factor,
+                                            const at::Tensor& like) const;
+
+ private:
+  int64_t columns_;
+  std::vector<float> partial_;
+};
+
+// A weight [columns, depth] or [depth, columns] in the order that tiles read.
+template <typename T>
+class PackedWeight {
+ public:
+  PackedWeight() = default;
+  // of a matrix whose element (depth k, column c) is matrix[k, c]
+  explicit PackedWeight(const at::Tensor& matrix);
+  const void* units() const { return units_.defined() ? units_.const_data_ptr() : nullptr; }
+  int64_t depth() const { return depth_; }
+
+ private:
+  int64_t depth_ = 0;
+  at::Tensor units_;
+};
+
+// Bytes of a row of units by rows, and the length of such a row in values: whole pairs.
+template <typename T>
+int64_t unit_bytes() {
+  return block_kernels<T>().pairs ? 2 : 4;
+}
+inline int64_t whole_pairs(int64_t length) { return (length + 1) / 2 * 2; }
+
+// Operands of dense tensors.
+template <typename T>
+Operand<T> bn_operand(const at::Tensor& y, at::IntArrayRef stride, const BranchLanes& branch,
+                      const float* pivot) {
+  Operand<T> operand;
+  operand.y = rows_of<T>(y, stride);
+  operand.branch = vectors_or_null(branch);
+  operand.pivot = pivot;
+  operand.channels = y.size(1);
+  return operand;
+}
+
+template <typename T>
+Operand<T> masked_operand(const at::Tensor& dout, const at::Tensor& out) {
+  Operand<T> operand;
+  operand.dout = data<T>(dout);
+  operand.out = out.defined() ? data<T>(out) : nullptr;
+  operand.channels = operand.step = dout.size(1);
+  return operand;
+}
+
+// Whether an operand's values are its units already, where they lie.
+template <typename T>
+bool lies_as_units(const Operand<T>& operand) {
+  return sizeof(T) == 4 && operand.gradient.a == nullptr && operand.out == nullptr &&
+         operand.pivot == nullptr && operand.branch.mean == nullptr &&
+         (operand.dout != nullptr || operand.y.dense());
+}
+
+// The units by rows of one panel: packed into `to`, or where they lie.
+template <typename T>
+Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const PackedWeight<T>& weight,
+              void* to);
+
+// sum over rows of a_m b_m^T, fp32 [channels of a, channels of b]; with_ones: one more row, the
+// column sums of b. `sums`, where given, [channels of a]: the column sums of a before rounding.
+// symmetric: b is a.
+template <typename T>
+at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows, bool with_ones,
+                         bool symmetric, float* sums, const at::Tensor& like);
+
+}  // namespace fastres

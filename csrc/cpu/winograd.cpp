@@ -1,0 +1,208 @@
+#include "winograd.h"
+
+#include "block_rows.h"
+#include "winograd_kernels.h"
+
+namespace fastres {
+namespace {
+
+using at::Tensor;
+
+// Values behind each position: at a power of two all sixteen would meet in one set of the cache.
+constexpr int64_t kStagger = 80;
+
+// The tiles of a batch of images.
+struct Tiles {
+  explicit Tiles(const Tensor& image)
+      : images(image.size(0)),
+        height(image.size(2)),
+        width(image.size(3)),
+        down((height + 1) / 2),
+        across((width + 1) / 2) {}
+
+  int64_t count() const { return images * down * across; }
+
+  // Pointers to size x size pixels of `tile` from (row, column) = (origin, origin) of it on;
+  // `outside` where there is no such pixel.
+  template <typename P>
+  void pixels(P* base, int64_t channels, int64_t tile, int64_t size, int64_t origin, P* outside,
+              P** to) const {
+    const int64_t image = tile / (down * across), place = tile % (down * across);
+    const int64_t top = place / across * 2 + origin, left = place % across * 2 + origin;
+    for (int64_t i = 0; i < size; ++i) {
+      for (int64_t j = 0; j < size; ++j) {
+        const int64_t h = top + i, w = left + j;
+        const bool inside = h >= 0 && h < height && w >= 0 && w < width;
+        to[i * size + j] = inside ? base + ((image * height + h) * width + w) * channels : outside;
+      }
+    }
+  }
+
+  int64_t images, height, width, down, across;
+};
+
+// All positions of a weight as packed matrices [depth, columns].
+struct Filters {
+  Filters(const Tensor& weight, bool backward)
+      : depth(weight.size(backward ? 0 : 1)), columns(weight.size(backward ? 1 : 0)) {
+    const Tensor w = weight.contiguous();
+    const int64_t blocks = padded_columns(columns) / kTileColumns;
+    step = depth * padded_columns(columns) + kStagger;
+    units = at::empty({kPositions * step + 16}, w.options());
+    const float* const taps = w.const_data_ptr<float>();
+    float* const to = units.mutable_data_ptr<float>();
+    const int64_t in = 9, out = 9 * w.size(1);
+    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) {
+        const int64_t first = b * kTileColumns;
+        winograd_kernels().weight(taps + first * (backward ? in : out), backward ? out : in,
+                                  backward ? in : out, depth,
+                                  std::min(kTileColumns, columns - first), backward,
+                                  to + first * depth, step);
+      }
+    });
+  }
+
+  int64_t depth, columns, step;
+  Tensor units;
+};
+
+Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
+  const WinogradKernels& kernel = winograd_kernels();
+  const int64_t in = filters.depth, out = filters.columns, ldc = padded_columns(out);
+  Tensor y = empty_dense({x.size(0), out, x.size(2), x.size(3)}, x);
+  const Tiles tiles(x);
+  // at least 128 tiles a panel: every panel reads all filters
+  const int64_t row_bytes = kPositions * 4 * (in + ldc);
+  const Panels panels(tiles.count(), row_bytes, std::max<int64_t>(int64_t{640} << 10, 128 * row_bytes));
+  const int64_t most = panels.most(), v_step = most * in + kStagger, m_step = most * ldc + kStagger;
+  Scratch scratch((kPositions * (v_step + m_step) + 2 * std::max(in, ldc)) * 4);
+  const float* const from = data<float>(x);
+  const float* const units = filters.units.const_data_ptr<float>();
+  float* const to = mutable_data<float>(y);
+  at::parallel_for(0, panels.count(), 1, [&](int64_t begin, int64_t end) {
+    float* const v = reinterpret_cast<float*>(scratch.mine());
+    float* const m = v + kPositions * v_step;
+    float* const nowhere = m + kPositions * m_step;
+    float* const zeros = nowhere + std::max(in, ldc);
+    std::fill_n(zeros, in, 0.0f);
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t first = panels.first(p), count = panels.rows(p);
+      const float* pixels[16];
+      for (int64_t t = 0; t < count; ++t) {
+        tiles.pixels<const float>(from, in, first + t, 4, -1, zeros, pixels);
+        kernel.input(pixels, in, v + t * in, v_step);
+      }
+      for (int64_t i = 0; i < kPositions; ++i) {
+        kernel.product(v + i * v_step, count, in, units + i * filters.step, out, m + i * m_step,
+                       ldc);
+      }
+      float* targets[4];
+      for (int64_t t = 0; t < count; ++t) {
+        tiles.pixels<float>(to, out, first + t, 2, 0, nowhere, targets);
+        kernel.output(m + t * ldc, m_step, out, targets);
+      }
+    }
+  });
+  return y;
+}
+
+// Tiles in groups, input and output channels in blocks: the sixteen matrices of a piece stay in
+// the second cache.
+struct Pieces {
+  Pieces(int64_t in, int64_t out, int64_t tiles) {
+    constexpr int64_t kPiece = int64_t{1} << 17, kPartials = int64_t{1} << 20;  // values
+    in_block = std::min<int64_t>(in, 256);
+    out_block = std::clamp<int64_t>(kPiece / kPositions / in_block / kTileColumns * kTileColumns,
+                                    kTileColumns, padded_columns(out));
+    in_blocks = (in + in_block - 1) / in_block;
+    out_blocks = (out + out_block - 1) / out_block;
+    groups = std::clamp<int64_t>(std::min(kPartials / (kPositions * in * out), tiles / 256), 1, 16);
+  }
+  int64_t count() const { return groups * in_blocks * out_blocks; }
+
+  int64_t in_block, out_block, in_blocks, out_blocks, groups;
+};
+
+}  // namespace
+
+bool winograd_serves(const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
+                     at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  const auto all = [](at::IntArrayRef pair, int64_t value) {
+    return pair[0] == value && pair[1] == value;
+  };
+  return x.scalar_type() == at::kFloat && groups == 1 && weight.size(2) == 3 &&
+         weight.size(3) == 3 && all(stride, 1) && all(padding, 1) && all(dilation, 1) &&
+         weight.size(0) % kTileColumns == 0 && weight.size(1) % kTileColumns == 0 &&
+         x.numel() > 0;
+}
+
+Tensor winograd_forward(const Tensor& x, const Tensor& weight) {
+  return convolve_tiles(x, Filters(weight, false));
+}
+
+Tensor winograd_backward_data(const Tensor& dy, const Tensor& weight) {
+  return convolve_tiles(dy, Filters(weight, true));
+}
+
+Tensor winograd_backward_weight(const Tensor& dy, const Tensor& x) {
+  const WinogradKernels& kernel = winograd_kernels();
+  const BlockKernels<float>& blocks = block_kernels<float>();
+  const int64_t in = x.size(1), out = dy.size(1), ld = padded_columns(out);
+  const Tiles tiles(x);
+  const Pieces pieces(in, out, tiles.count());
+  const int64_t step = in * ld, group_step = kPositions * step;
+  Tensor sums = at::empty({pieces.groups * group_step}, x.options());
+  float* const all = sums.mutable_data_ptr<float>();
+  constexpr int64_t kTiles = 64;
+  const int64_t v_step = kTiles * pieces.in_block + kStagger;
+  const int64_t m_step = kTiles * pieces.out_block + kStagger;
+  Scratch scratch((kPositions * (v_step + m_step) + std::max(in, ld)) * 4);
+  const float *const from_x = data<float>(x), *const from_dy = data<float>(dy);
+  at::parallel_for(0, pieces.count(), 1, [&](int64_t begin, int64_t end) {
+    float* const v = reinterpret_cast<float*>(scratch.mine());
+    float* const m = v + kPositions * v_step;
+    float* const zeros = m + kPositions * m_step;
+    std::fill_n(zeros, std::max(in, ld), 0.0f);
+    for (int64_t piece = begin; piece < end; ++piece) {
+      const int64_t group = piece / (pieces.in_blocks * pieces.out_blocks);
+      const int64_t i0 = piece / pieces.out_blocks % pieces.in_blocks * pieces.in_block;
+      const int64_t j0 = piece % pieces.out_blocks * pieces.out_block;
+      const int64_t ins = std::min(pieces.in_block, in - i0);
+      const int64_t outs = std::min(pieces.out_block, out - j0);
+      float* const c = all + group * group_step + i0 * ld + j0;
+      for (int64_t i = 0; i < kPositions; ++i) {
+        for (int64_t r = 0; r < ins; ++r) std::fill_n(c + i * step + r * ld, outs, 0.0f);
+      }
+      const int64_t last = tiles.count() * (group + 1) / pieces.groups;
+      for (int64_t first = tiles.count() * group / pieces.groups; first < last; first += kTiles) {
+        const int64_t count = std::min(kTiles, last - first);
+        const float* pixels[16];
+        for (int64_t t = 0; t < count; ++t) {
+          tiles.pixels<const float>(from_x + i0, in, first + t, 4, -1, zeros, pixels);
+          kernel.input(pixels, ins, v + t * ins, v_step);
+          tiles.pixels<const float>(from_dy + j0, out, first + t, 2, 0, zeros, pixels);
+          kernel.gradient(pixels, outs, m + t * outs, m_step);
+        }
+        for (int64_t i = 0; i < kPositions; ++i) {
+          blocks.accumulate(v + i * v_step, ins, ins, m + i * m_step, outs, outs, count,
+                            c + i * step, ld, ins);
+        }
+      }
+    }
+  });
+  Tensor dw = at::empty({out, in, 3, 3}, x.options());
+  float* const taps = dw.mutable_data_ptr<float>();
+  const int64_t strips = in / kWinogradChannels, columns = ld / kTileColumns;
+  at::parallel_for(0, strips * columns, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t s = begin; s < end; ++s) {
+      const int64_t i = s / columns * kWinogradChannels, j = s % columns * kTileColumns;
+      kernel.weight_gradient(all + i * ld + j, ld, step, pieces.groups, group_step,
+                             kWinogradChannels, std::min(kTileColumns, out - j),
+                             taps + (j * in + i) * 9, 9 * in);
+    }
+  });
+  return dw;
+}
+
+}  // namespace fastres
