@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -31,21 +31,15 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from . import (
-    bn_apply,
-    bn_backward,
-    bn_backward_reduce,
-    bn_stats,
-    conv1x1,
-    conv3x3,
-    max_pool,
-    pad_shortcut,
-)
+from . import audit_cases, audit_chain, audit_moments
 from .launch import Launch, recording
 from .tuned import CONFIGS, FAMILIES, load_rows
 
 # shared memory a block can get, in bytes
 SHARED = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "sm_120": 99 * 1024}
+
+# operator -> the function that makes its launches for one row and dtype
+MAKERS = audit_cases.MAKERS | audit_moments.MAKERS | audit_chain.MAKERS
 
 _POINTERS = {
     torch.float16: "*fp16",
@@ -54,7 +48,9 @@ _POINTERS = {
     torch.float64: "*fp64",
     torch.uint8: "*u8",
 }
-_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+# a matrix product of 16-bit operands in TTIR
+_PRODUCT = re.compile(r"tt\.dot .*tensor<[\dx]*x(?:f16|bf16)> \*")
+_OPTIONS = ("num_warps", "num_stages", "maxnreg", "enable_fp_fusion")
 
 
 @dataclass(frozen=True)
@@ -88,83 +84,10 @@ class Finding:
     stack: int = 0
     spills: int = 0
     shared: int = 0
+    products: int = 0
     hgmma: int = 0
     wide_loads: int = 0
     problems: list[str] = field(default_factory=list)
-
-
-def _activation(dtype: torch.dtype, channels: int, extent: int = 56, images: int = 256) -> Tensor:
-    return torch.empty(
-        (images, channels, extent, extent), dtype=dtype, device="meta",
-        memory_format=torch.channels_last,
-    )  # fmt: skip
-
-
-def _vector(channels: int, dtype: torch.dtype) -> Tensor:
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return torch.empty(channels, dtype=wide, device="meta")
-
-
-def _elementwise(operator: str, dtype: torch.dtype, config: dict[str, int]) -> Iterator[str]:
-    """Make every kind of launch of an element-wise operator; yields a name for each."""
-    y, vector = _activation(dtype, 64, 28), _vector(64, dtype)
-    small = _activation(dtype, 32)
-    nothing: list[None] = [None] * 4
-    if operator == "bn_stats":
-        bn_stats.bn_stats(y, config)
-        yield ""
-    elif operator == "max_pool":
-        window = ((3, 3), (2, 2), (1, 1))
-        out, index = max_pool.max_pool(y, *window, config)
-        max_pool.max_pool_backward(out, index, y.shape, *window, config)
-        yield ""
-    elif operator == "pad_shortcut":
-        out = pad_shortcut.pad_shortcut(small, 64, 2, config)
-        pad_shortcut.pad_shortcut_backward(out, small.shape, 2, config)
-        yield ""
-    elif operator == "bn_apply":
-        for kind, shortcut, branch, stride in (
-            ("none", None, nothing, 1),
-            ("identity", y, nothing, 1),
-            ("bn", y, [vector] * 4, 1),
-            ("pad", small, nothing, 2),
-        ):
-            bn_apply.bn_apply(y, *[vector] * 4, shortcut, *branch, stride, True, config)
-            yield kind
-    elif operator == "bn_backward_reduce":
-        for kind, out, branch in (
-            ("none", None, [None] * 3),
-            ("identity", y, [None] * 3),
-            ("bn", y, [y, vector, vector]),
-        ):
-            bn_backward_reduce.bn_backward_reduce(y, out, y, *[vector] * 4, *branch, True, config)
-            yield kind
-    else:
-        for kind, out, branch, size, stride in (
-            ("none", None, [None] * 5, (), 1),
-            ("identity", y, [None] * 5, y.shape, 1),
-            ("bn", y, [y, *[vector] * 4], y.shape, 1),
-            ("pad", y, [None] * 5, small.shape, 2),
-        ):
-            bn_backward.bn_backward(y, out, y, *[vector] * 6, *branch, size, stride, True, config)
-            yield kind
-
-
-def _convolution(row: dict[str, Any], dtype: str) -> Iterator[str]:
-    """Make the launch of a convolution at the row's shape class, stride one."""
-    tf32 = dtype == "tf32"
-    torch_dtype = torch.float32 if tf32 else getattr(torch, dtype)
-    inner = row["shape"].get("inner", 256)
-    outer = row["shape"].get("outer", 256)
-    extent = 1 if row["operator"] == "conv1x1" else 3
-    module = conv1x1 if extent == 1 else conv3x3
-    weight = torch.empty((outer, inner, extent, extent), dtype=torch_dtype, device="meta")
-    prologue = [_vector(inner, torch_dtype) if row["prologue"] else None] * 4
-    module.convolution(
-        _activation(torch_dtype, inner), weight, [1, 1], [extent // 2] * 2, [1, 1],
-        *prologue, True, tf32, row["config"],
-    )  # fmt: skip
-    yield "prologue" if row["prologue"] else ""
 
 
 def _specialise(label: str, target: str, made: Launch) -> Case:
@@ -205,11 +128,7 @@ def cases(targets: tuple[str, ...]) -> list[Case]:
         for row in load_rows(path)[1]:
             for dtype in row["dtypes"]:
                 with recording() as launches:
-                    if row["operator"].startswith("conv"):
-                        makes = _convolution(row, dtype)
-                    else:
-                        makes = _elementwise(row["operator"], getattr(torch, dtype), row["config"])
-                    for kind in makes:
+                    for kind in MAKERS[row["operator"]](row, dtype):
                         for made in launches:
                             label = _describe(row, dtype, kind)
                             for target in set(targets) & set(row["families"]):
@@ -252,6 +171,7 @@ def inspect(case: Case) -> Finding:
     finding.registers, finding.stack = numbers["REG"], numbers["STACK"]
     finding.spills = len(re.findall(r"\b(?:LDL|STL)\b", sass))
     finding.shared = compiled.metadata.shared
+    finding.products = len(_PRODUCT.findall(compiled.asm["ttir"]))
     finding.hgmma = len(re.findall(r"\bHGMMA\b", sass))
     finding.wide_loads = len(re.findall(r"\b(?:LDG|LDGSTS)[.\w]*\.128\b", sass))
     _judge(finding, case)
@@ -265,8 +185,7 @@ def _judge(finding: Finding, case: Case) -> None:
         finding.problems.append(
             f"shared memory {finding.shared} B, {case.target} has {SHARED[case.target]} B"
         )
-    operand = case.signature["x_ptr"] if finding.kernel.startswith("conv") else None
-    if case.target == "sm_90" and operand in ("*fp16", "*bf16") and not finding.hgmma:
+    if case.target == "sm_90" and finding.products and not finding.hgmma:
         finding.problems.append("no HGMMA: the matrix product is not on warpgroup MMA")
 
 

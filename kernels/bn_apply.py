@@ -16,7 +16,7 @@ from .arithmetic import (
     tile_of,
     tile_offsets,
 )
-from .launch import accumulator, blocks, launch, new_activation, rows_of
+from .launch import accumulator, blocks, launch, new_activation, rows_of, strided_elements
 
 
 @triton.jit
@@ -82,13 +82,15 @@ def bn_apply(
     if out.numel() == 0:
         return out
     _, s_channels, s_height, s_width = (y if shortcut is None else shortcut).shape
+    kind = shortcut_kind(y, shortcut, s_mean, stride)
     shape = blocks(config["tile"], channels)
     grid = triton.cdiv(rows, shape["BLOCK_M"]) * triton.cdiv(channels, shape["BLOCK_C"])
     launch(
         bn_apply_kernel, grid, y,
         y, mean, invstd, weight, bias, shortcut, s_mean, s_invstd, s_weight, s_bias, out,
         rows, channels, y.shape[2], y.shape[3], s_channels, s_height, s_width,
-        SHORTCUT=shortcut_kind(y, shortcut, s_mean, stride), STRIDE=stride, RELU=relu,
-        **shape, ACC=accumulator(y), num_warps=config["num_warps"],
+        SHORTCUT=kind, STRIDE=stride, RELU=relu,
+        **shape, ACC=accumulator(y), num_warps=config["num_warps"], writes=("out_ptr",),
+        reads={"s_ptr": strided_elements(shortcut, stride)} if kind == "pad" else None,
     )  # fmt: skip
     return out

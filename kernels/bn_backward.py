@@ -108,6 +108,8 @@ def bn_backward(
         return dy, ds
     rows, channels = rows_of(y), y.shape[1]
     s_channels, s_height, s_width = y.shape[1:] if kind == "none" else size[1:]
+    # a frozen normalisation needs y for the mask only
+    uses_y = mean_gx is not None or (relu and out is None)
     shape = blocks(config["tile"], channels)
     grid = triton.cdiv(rows, shape["BLOCK_M"]) * triton.cdiv(channels, shape["BLOCK_C"])
     launch(
@@ -117,5 +119,6 @@ def bn_backward(
         rows, channels, y.shape[2], y.shape[3], s_channels, s_height, s_width,
         SHORTCUT=kind, STRIDE=stride, RELU=relu,
         **shape, ACC=accumulator(y), num_warps=config["num_warps"],
+        writes=("dy_ptr", "ds_ptr"), reads=None if uses_y else {"y_ptr": 0},
     )  # fmt: skip
     return dy, ds

@@ -97,5 +97,6 @@ def bn_backward_reduce(
         None if s_mean is None else shortcut, s_mean, s_invstd,
         *partials, *[None] * (3 - branches), rows, channels, programs,
         RELU=relu, **shape, ACC=accumulator(y), num_warps=config["num_warps"],
+        writes=("sum_g_ptr", "sum_gx_ptr", "sum_gx_s_ptr"),
     )  # fmt: skip
     return *sum_partials(partials), *nothing

@@ -64,5 +64,6 @@ def bn_stats(y: Tensor, config: dict[str, int]) -> tuple[Tensor, Tensor]:
         bn_stats_kernel, programs * across, y,
         y, count, mean, m2, rows, channels, programs,
         **shape, ACC=accumulator(y), num_warps=config["num_warps"],
+        writes=("count_ptr", "mean_ptr", "m2_ptr"),
     )  # fmt: skip
     return merge_statistics(count, mean, m2)

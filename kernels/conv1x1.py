@@ -11,6 +11,7 @@ from torch import Tensor
 from .arithmetic import strided_rows
 from .gemm import GROUP as GROUP_TILES
 from .gemm import (
+    WRITES,
     grouped_tile,
     new_partials,
     no_statistics,
@@ -97,5 +98,7 @@ def convolution(
         rows, inner, outer, height, width, x_height, x_width,
         STRIDE_H=stride[0], STRIDE_W=stride[1], STATS=stats,
         PRECISION="tf32" if tf32 else "ieee", GROUP=GROUP_TILES, **config,
+        writes=WRITES,
+        reads={"x_ptr": rows * inner}, flops=2 * rows * outer * inner,
     )  # fmt: skip
     return y, *(merge_statistics(*partials) if stats else no_statistics(y))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .gemm import GROUP as GROUP_TILES
 from .gemm import (
+    WRITES,
     grouped_tile,
     new_partials,
     no_statistics,
@@ -112,5 +113,6 @@ def convolution(
         KERNEL_H=kernel_h, KERNEL_W=kernel_w, STRIDE_H=stride[0], STRIDE_W=stride[1],
         PAD_H=padding[0], PAD_W=padding[1], DILATION_H=dilation[0], DILATION_W=dilation[1],
         STATS=stats, PRECISION="tf32" if tf32 else "ieee", GROUP=GROUP_TILES, **config,
+        writes=WRITES, flops=2 * rows * outer * inner * kernel_h * kernel_w,
     )  # fmt: skip
     return y, *(merge_statistics(*partials) if stats else no_statistics(y))

@@ -11,6 +11,8 @@ from .launch import new_statistics
 
 # row tiles that go through all column tiles before the next ones: their inputs stay in L2
 GROUP = 8
+# arguments of a convolution kernel that it writes
+WRITES = ("y_ptr", "count_ptr", "mean_ptr", "m2_ptr")
 
 
 @triton.jit

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 # launches by kernel name since the process started: the proof that a kernel ran
 launched: Counter[str] = Counter()
@@ -21,36 +22,116 @@ MAX_ROWS = 2**31 - 2**16
 
 
 class Launch(NamedTuple):
-    """A launch that was recorded instead of made."""
+    """A launch that was recorded, and what it declares to move and to multiply.
+
+    Attributes:
+        writes: elements written of the kernel's arguments, by name; None: all of it. None for the
+            whole says that nothing is declared.
+        reads: elements read of the arguments that are not just read as a whole.
+        flops: multiplications and additions of its matrix products.
+    """
 
     kernel: Any
     programs: int
     args: tuple
     meta: dict[str, Any]
+    writes: Mapping[str, int | None] | None = None
+    reads: Mapping[str, int] = {}
+    flops: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors among the kernel's arguments, by name."""
+        named = zip(self.kernel.arg_names, self.args, strict=False)
+        return {name: value for name, value in named if isinstance(value, Tensor)}
+
+    def bytes_read(self) -> dict[str, int]:
+        """Bytes read of each argument that is read.
+
+        A tensor that the declaration does not mention is read once as a whole; one that is passed
+        under two names is in the cache when the second one reads it.
+
+        Raises:
+            ValueError: the launcher declares nothing, or an argument that there is not.
+        """
+        return {name: count for name, (count, _) in self._moved().items() if count}
+
+    def bytes_written(self) -> dict[str, int]:
+        """Bytes written of each argument that is written; errors as `bytes_read`'s."""
+        return {name: count for name, (_, count) in self._moved().items() if count}
+
+    def _moved(self) -> dict[str, tuple[int, int]]:
+        name = self.kernel.__name__
+        if self.writes is None:
+            raise ValueError(f"the launcher of {name} must declare what it writes, got None")
+        unknown = {*self.writes, *self.reads} - set(self.kernel.arg_names)
+        if unknown:
+            raise ValueError(
+                f"writes and reads must name arguments of {name}, got {', '.join(sorted(unknown))}"
+            )
+        moved, seen = {}, set()
+        for argument, tensor in self.tensors().items():
+            read = written = 0
+            if argument in self.writes:
+                read, declared = self.reads.get(argument, 0), self.writes[argument]
+                written = tensor.numel() if declared is None else declared
+            else:
+                read = self.reads.get(argument, 0 if id(tensor) in seen else tensor.numel())
+                seen.add(id(tensor))
+            size = tensor.element_size()
+            moved[argument] = (read * size, written * size)
+        return moved
 
 
 _recorded: ContextVar[list[Launch] | None] = ContextVar("fastres_recorded", default=None)
+_making: ContextVar[bool] = ContextVar("fastres_making", default=True)
 
 
 @contextmanager
-def recording() -> Iterator[list[Launch]]:
-    """Collect the launches inside the `with` instead of making them; meta tensors will do."""
+def recording(*, make: bool = False) -> Iterator[list[Launch]]:
+    """Collect the launches inside the `with`, of this thread.
+
+    Args:
+        make: make them as well; otherwise meta or fake tensors will do.
+    """
     launches: list[Launch] = []
-    token = _recorded.set(launches)
+    tokens = _recorded.set(launches), _making.set(make)
     try:
         yield launches
     finally:
-        _recorded.reset(token)
+        _recorded.reset(tokens[0])
+        _making.reset(tokens[1])
 
 
-def launch(kernel, programs: int, anchor: Tensor, *args, **meta) -> None:
+def made() -> bool:
+    """Whether launches are made here, and not only recorded."""
+    return _making.get()
+
+
+def launch(
+    kernel,
+    programs: int,
+    anchor: Tensor,
+    *args,
+    writes: Sequence[str] | Mapping[str, int] | None = None,
+    reads: Mapping[str, int] | None = None,
+    flops: int = 0,
+    **meta,
+) -> None:
     """Start `programs` instances of `kernel` on the current stream of `anchor`'s device.
+
+    What is declared costs nothing when it runs; `fastres traffic` adds it up, and a test compares
+    it with the addresses the kernel touches.
 
     Args:
         kernel: a `triton.jit` function.
         programs: size of the one-dimensional grid; zero starts nothing, as an empty grid is
             illegal.
         anchor: a tensor on the device where the kernel must run.
+        writes: names of the kernel's pointer arguments that it writes, with the number of elements
+            where that is not all of one. The others are read once.
+        reads: elements that are read of an argument, where that is not all of it, or where it is
+            also written. What a cache serves again does not count.
+        flops: twice the multiply-adds of its matrix products.
     """
     if programs == 0:
         return
@@ -60,10 +141,15 @@ def launch(kernel, programs: int, anchor: Tensor, *args, **meta) -> None:
     meta = {"enable_fp_fusion": True, **meta}
     record = _recorded.get()
     if record is not None:
-        record.append(Launch(kernel, programs, args, meta))
-        return
+        declared = writes
+        if writes is not None and not isinstance(writes, Mapping):
+            declared = dict.fromkeys(writes)
+        record.append(Launch(kernel, programs, args, meta, declared, reads or {}, flops))
+        if not _making.get():
+            return
     launched[kernel.__name__] += 1
-    with torch.cuda.device_of(anchor):
+    # who records is not to see the tensors that the interpreter copies
+    with torch.cuda.device_of(anchor), _disable_current_modes() if record else nullcontext():
         kernel[(programs,)](*args, **meta)
 
 
@@ -79,6 +165,12 @@ def rows_of(activation: Tensor) -> int:
             f"N*H*W must be at most {MAX_ROWS}, got {rows} from sizes {tuple(activation.shape)}"
         )
     return rows
+
+
+def strided_elements(activation: Tensor, stride: int) -> int:
+    """Elements of the pixels (i*stride, j*stride) of an activation [N, C, H, W]."""
+    images, channels, height, width = activation.shape
+    return images * channels * ((height - 1) // stride + 1) * ((width - 1) // stride + 1)
 
 
 def dense(activation: Tensor | None) -> Tensor | None:

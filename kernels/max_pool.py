@@ -116,7 +116,10 @@ def max_pool(
     index = torch.empty(
         out.shape, dtype=torch.uint8, device=x.device, memory_format=torch.channels_last
     )
-    _launch(max_pool_kernel, out, x, (x, out, index), (kernel_size, stride, padding), config)
+    _launch(
+        max_pool_kernel, out, x, (x, out, index), (kernel_size, stride, padding), config,
+        writes=("out_ptr", "index_ptr"),
+    )  # fmt: skip
     return out, index
 
 
@@ -129,6 +132,6 @@ def max_pool_backward(
     window = (kernel_size, stride, padding)
     _launch(
         max_pool_backward_kernel, dx, dout, (dout, index, dx), window, config,
-        ACC=accumulator(dout),
+        ACC=accumulator(dout), writes=("dx_ptr",),
     )  # fmt: skip
     return dx

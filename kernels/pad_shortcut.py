@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arithmetic import strided_rows, tile_of, tile_offsets
-from .launch import blocks, launch, new_activation, rows_of
+from .launch import blocks, launch, new_activation, rows_of, strided_elements
 
 
 @triton.jit
@@ -54,7 +54,9 @@ def pad_shortcut_backward_kernel(
     tl.store(dx_ptr + tile_offsets(row0, cols, channels, BLOCK_M), g, mask=mask)
 
 
-def _launch(kernel, source: Tensor, result: Tensor, stride: int, config: dict[str, int]) -> None:
+def _launch(
+    kernel, source: Tensor, result: Tensor, stride: int, config: dict[str, int], **declared
+) -> None:
     rows, channels = rows_of(result), result.shape[1]
     if result.numel() == 0:
         return
@@ -63,7 +65,7 @@ def _launch(kernel, source: Tensor, result: Tensor, stride: int, config: dict[st
     launch(
         kernel, grid, result,
         source, result, rows, channels, *result.shape[2:], source.shape[1], *source.shape[2:],
-        STRIDE=stride, **shape, num_warps=config["num_warps"],
+        STRIDE=stride, **shape, num_warps=config["num_warps"], **declared,
     )  # fmt: skip
 
 
@@ -71,7 +73,10 @@ def pad_shortcut(x: Tensor, channels: int, stride: int, config: dict[str, int]) 
     """x [N, C, H, W] strided and padded with zero channels to [N, channels, H', W']."""
     spatial = [(extent - 1) // stride + 1 for extent in x.shape[2:]]
     out = new_activation(x, (x.shape[0], channels, *spatial))
-    _launch(pad_shortcut_kernel, x, out, stride, config)
+    _launch(
+        pad_shortcut_kernel, x, out, stride, config,
+        writes=("out_ptr",), reads={"x_ptr": strided_elements(x, stride)},
+    )  # fmt: skip
     return out
 
 
@@ -80,5 +85,8 @@ def pad_shortcut_backward(
 ) -> Tensor:
     """Gradient of `pad_shortcut` for an x of sizes `size`."""
     dx = new_activation(dout, size)
-    _launch(pad_shortcut_backward_kernel, dout, dx, stride, config)
+    _launch(
+        pad_shortcut_backward_kernel, dout, dx, stride, config,
+        writes=("dx_ptr",), reads={"dout_ptr": rows_of(dout) * dx.shape[1]},
+    )  # fmt: skip
     return dx

@@ -16,6 +16,7 @@ from .launch import accumulator, launch, new_statistics
 _MOST_PARTIALS = 1024
 _GROUP = 128
 _TILE = 4096
+_MERGED = ("out_count_ptr", "out_mean_ptr", "out_m2_ptr")
 
 
 @triton.jit
@@ -111,7 +112,7 @@ def merge_statistics(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, T
         launch(
             merge_statistics_kernel, groups * triton.cdiv(channels, block_c), mean,
             count, mean, m2, *merged, mean.shape[0], channels,
-            FINAL=False, GROUP=_GROUP, BLOCK_C=block_c, ACC=acc, num_warps=4,
+            FINAL=False, GROUP=_GROUP, BLOCK_C=block_c, ACC=acc, num_warps=4, writes=_MERGED,
         )  # fmt: skip
         count, mean, m2 = merged
     final, var = new_statistics(mean, channels), new_statistics(mean, channels)
@@ -119,7 +120,7 @@ def merge_statistics(count: Tensor, mean: Tensor, m2: Tensor) -> tuple[Tensor, T
     launch(
         merge_statistics_kernel, triton.cdiv(channels, tile["BLOCK_C"]), mean,
         count, mean, m2, None, final, var, mean.shape[0], channels,
-        FINAL=True, ACC=acc, **tile,
+        FINAL=True, ACC=acc, **tile, writes=_MERGED,
     )  # fmt: skip
     return final, var
 
@@ -133,6 +134,7 @@ def sum_partials(matrices: list[Tensor]) -> list[Tensor]:
     launch(
         sum_partials_kernel, triton.cdiv(channels, tile["BLOCK_C"]), matrices[0],
         *matrices, *third, *sums, *third, partials, channels, **tile,
+        writes=("out_a_ptr", "out_b_ptr", "out_c_ptr"),
     )  # fmt: skip
     return sums
 

@@ -1,16 +1,15 @@
-"""Which provider and which block sizes an operator gets: kernels/configs/*.json.
+"""Which provider and which block sizes an operator gets, from the tuned tables (`tables`).
 
-A row names an operator, the GPU families and dtypes it serves, optionally whether a prologue is
-fused and a shape class, and gives a provider ("triton" or "cudnn") and a config. `measured` is
-null where the row is a judgement and not a measurement; `reason` says which. An unknown shape gets
-the nearest row by the distance of the logarithms. Nothing is tuned while a model runs, so two ranks
-cannot disagree.
+The first of these with a row near the shape decides: the user's table for this GPU (written by
+`fastres tune`), the shipped one, default.json; if none is near, the nearest row of all. Each table
+is read once per process and nothing is tuned while a model runs, so a process never changes its
+mind; `fingerprint` lets processes see that they agree.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -20,8 +19,27 @@ from typing import Any, NamedTuple
 
 import torch
 
-CONFIGS = Path(__file__).with_name("configs")
-FAMILIES = ("sm_80", "sm_90", "sm_100", "sm_120")
+from . import tables
+from .tables import CONFIGS, FAMILIES, PROVIDERS
+
+__all__ = [
+    "CONFIGS",
+    "FAMILIES",
+    "Choice",
+    "Key",
+    "chip",
+    "choose",
+    "choosing_for",
+    "family",
+    "fingerprint",
+    "forget",
+    "load_rows",
+    "provider",
+    "watching",
+]
+
+# a factor of two over all extents together: a row further away than that was meant for others
+_NEAR = 1.0
 
 _DTYPES = {
     torch.float16: "float16",
@@ -39,6 +57,22 @@ class Choice(NamedTuple):
     config: dict[str, int]
 
 
+class Key(NamedTuple):
+    """What a choice depends on, beside the GPU."""
+
+    operator: str
+    dtype: str
+    prologue: bool
+    shape: tuple[tuple[str, int], ...]
+
+
+# told every key and the tables' choice, gives the choice that counts; not bound to a thread, as
+# a backward pass on a GPU runs on one of its own
+_watcher: Callable[[Key, Choice], Choice] | None = None
+# (GPU's name, family) of the GPU that is chosen for, wherever the tensors are
+_stand_in: tuple[str | None, str] | None = None
+
+
 def family(capability: tuple[int, int]) -> str:
     """The family of configs for a compute capability; chips are grouped by shared memory.
 
@@ -52,23 +86,25 @@ def family(capability: tuple[int, int]) -> str:
     return "sm_80" if (major, minor) in ((8, 0), (8, 7)) else "sm_120"
 
 
-@cache
 def load_rows(path: Path) -> tuple[str | None, tuple[dict[str, Any], ...]]:
-    """(GPU name or None, rows) of one table."""
-    table = json.loads(path.read_text())
-    return table["gpu"], tuple(table["rows"])
+    """(GPU name or None, rows) of one table.
+
+    Raises:
+        TableError: it cannot be read or is malformed.
+    """
+    return tables.read(path)[1:3]
 
 
 @cache
-def _rows_for(gpu: str | None) -> tuple[dict[str, Any], ...]:
-    """The rows of the table for this GPU by name, then those of default.json."""
-    default = CONFIGS / "default.json"
-    own: tuple[dict[str, Any], ...] = ()
-    for path in sorted(CONFIGS.glob("*.json")):
-        name, rows = load_rows(path)
-        if path != default and gpu is not None and name is not None and name in gpu:
-            own += rows
-    return own + load_rows(default)[1]
+def _tables_for(gpu: str | None) -> tuple[tables.Table, ...]:
+    """The tables that serve this GPU, the one that is asked first coming first."""
+    default = tables.read(CONFIGS / "default.json")
+    if gpu is None:
+        return (default,)
+    own = tables.user_table(gpu)
+    shipped = [tables.read(path) for path in sorted(CONFIGS.glob("*.json"))]
+    shipped = [table for table in shipped if table.gpu is not None and table.gpu in gpu]
+    return (*([] if own is None else [own]), *shipped, default)
 
 
 def _distance(row: dict[str, Any], shape: tuple[tuple[str, int], ...]) -> float:
@@ -86,21 +122,25 @@ def _nearest(
     shape: tuple[tuple[str, int], ...],
 ) -> Choice:
     best, least = None, inf
-    for row in _rows_for(gpu):
-        if row["operator"] != operator or chip not in row["families"] or dtype not in row["dtypes"]:
-            continue
-        if row.get("prologue", prologue) != prologue:
-            continue
-        distance = _distance(row, shape)
-        if distance < least:  # of equals the first: a GPU's own rows come before the default's
-            best, least = row, distance
+    for table in _tables_for(gpu):
+        for row in table.rows:
+            if row["operator"] != operator or row.get("prologue", prologue) != prologue:
+                continue
+            if chip not in row["families"] or dtype not in row["dtypes"]:
+                continue
+            distance = _distance(row, shape)
+            if distance < least:  # of equals the first
+                best, least = row, distance
+        if least <= _NEAR:
+            break
     if best is None:
         raise LookupError(f"no row for operator {operator}, dtype {dtype} on {chip}")
     return Choice(best["provider"], dict(best["config"]))
 
 
 @cache
-def _chip(device: torch.device) -> tuple[str | None, str]:
+def chip(device: torch.device) -> tuple[str | None, str]:
+    """(GPU's name, family of configs) of a device."""
     if device.type != "cuda":  # Triton's interpreter has no chip; any family's blocks will do
         return None, "sm_90"
     return (
@@ -120,21 +160,22 @@ def choose(
     """Provider and config of an operator on a device.
 
     Args:
-        operator: "bn_stats", "bn_apply", "bn_backward_reduce", "bn_backward", "max_pool",
-            "pad_shortcut", "conv1x1" or "conv3x3".
+        operator: as in the tables' rows, such as "bn_stats" or "conv1x1".
         dtype: of the activations, or "tf32" for fp32 products in TF32.
-        prologue: whether the convolution normalises its input first.
+        prologue: whether the operator normalises its input first.
         shape: of a convolution `rows` (of the output), `inner` (channels in), `outer` (out).
 
     Raises:
         LookupError: the tables hold no row for this operator and dtype.
+        TableError: a table is malformed; names the file and the row.
     """
     name = dtype if isinstance(dtype, str) else _DTYPES[dtype]
-    chosen = _nearest(*_chip(device), operator, name, prologue, tuple(sorted(shape.items())))
+    key = Key(operator, name, prologue, tuple(sorted(shape.items())))
+    chosen = _nearest(*(_stand_in or chip(device)), *key)
     forced = _forced_provider.get()
-    if forced is None or not operator.startswith("conv"):
-        return chosen
-    return chosen._replace(provider=forced)
+    if forced is not None and operator.startswith("conv"):
+        chosen = chosen._replace(provider=forced)
+    return chosen if _watcher is None else _watcher(key, chosen)
 
 
 @contextmanager
@@ -144,10 +185,57 @@ def provider(name: str) -> Iterator[None]:
     Raises:
         ValueError: `name` is neither.
     """
-    if name not in ("triton", "cudnn"):
-        raise ValueError(f"name must be triton or cudnn, got {name!r}")
+    if name not in PROVIDERS:
+        raise ValueError(f"name must be {' or '.join(PROVIDERS)}, got {name!r}")
     token = _forced_provider.set(name)
     try:
         yield
     finally:
         _forced_provider.reset(token)
+
+
+@contextmanager
+def watching(watcher: Callable[[Key, Choice], Choice]) -> Iterator[None]:
+    """Let `watcher` see every choice inside the `with`, in every thread, and change it.
+
+    For tuning and for inventories; a model that trains is not watched.
+    """
+    global _watcher
+    before, _watcher = _watcher, watcher
+    try:
+        yield
+    finally:
+        _watcher = before
+
+
+@contextmanager
+def choosing_for(gpu: str | None, chip: str) -> Iterator[None]:
+    """Choose inside the `with` as on a GPU of this name and family, which need not be there."""
+    global _stand_in
+    before, _stand_in = _stand_in, (gpu, chip)
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
+def fingerprint(device: torch.device) -> tuple[str | None, str, list[str]]:
+    """(GPU name, hash over the text of every table that serves it, the tables' paths).
+
+    Processes on GPUs of one name must have one hash, or they would run different kernels.
+
+    Raises:
+        TableError: a table is malformed.
+    """
+    gpu = chip(device)[0]
+    digest, paths = hashlib.sha256(), []
+    for table in _tables_for(gpu):
+        digest.update(table.text.encode() + b"\0")
+        paths.append(str(table.path))
+    return gpu, digest.hexdigest(), paths
+
+
+def forget() -> None:
+    """Drop what was read, so that the next choice reads the tables anew (after tuning)."""
+    for cached in (tables.read, _tables_for, _nearest):
+        cached.cache_clear()

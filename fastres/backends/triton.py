@@ -1,32 +1,69 @@
 """The launch operators on a GPU: Triton kernels, and cuDNN's convolutions where they are faster.
 
-Signatures are those of `ops.SCHEMAS`; kernels and formulas: docs/kernels.md. On CPU tensors the
-kernels run in Triton's interpreter, where TRITON_INTERPRET=1 was set before Triton was imported.
+On CPU tensors the kernels run in Triton's interpreter, where TRITON_INTERPRET=1 was set before
+Triton was imported.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 
 import torch
-from torch import Tensor
 
-from .. import extension
-from .fakes import statistics_dtype
+from .triton_chain import (
+    bn_max_pool,
+    bn_max_pool_backward,
+    bn_max_pool_backward_reduce,
+    chain_backward,
+)
+from .triton_layers import (
+    bn_apply,
+    bn_backward,
+    bn_backward_reduce,
+    bn_stats,
+    conv_backward,
+    conv_bn_backward,
+    conv_stats,
+    max_pool,
+    max_pool_backward,
+    pad_shortcut,
+    pad_shortcut_backward,
+)
+from .triton_moments import (
+    expand,
+    expand_backward_data,
+    expand_backward_weight,
+    expand_reduce,
+    moments,
+)
+
+__all__ = [
+    "bn_apply",
+    "bn_backward",
+    "bn_backward_reduce",
+    "bn_max_pool",
+    "bn_max_pool_backward",
+    "bn_max_pool_backward_reduce",
+    "bn_stats",
+    "chain_backward",
+    "conv_backward",
+    "conv_bn_backward",
+    "conv_stats",
+    "expand",
+    "expand_backward_data",
+    "expand_backward_weight",
+    "expand_reduce",
+    "max_pool",
+    "max_pool_backward",
+    "moments",
+    "pad_shortcut",
+    "pad_shortcut_backward",
+    "usable",
+]
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-@cache
-def _kernel(name: str) -> ModuleType:
-    # imported on first use: `import fastres` must not import Triton
-    return importlib.import_module(f"fastres.kernels.{name}")
 
 
 def _interpreted() -> bool:
@@ -58,173 +95,3 @@ def usable(device: torch.device, dtype: torch.dtype) -> str | None:
     if major < 8:
         return f"the GPU must have compute capability 8.0 or higher, got {major}.{minor}"
     return None
-
-
-def _config(operator: str, anchor: Tensor) -> dict[str, int]:
-    return _kernel("tuned").choose(operator, anchor.device, anchor.dtype).config
-
-
-def _dense(activation: Tensor | None) -> Tensor | None:
-    return _kernel("launch").dense(activation)
-
-
-def _tf32() -> bool:
-    """Whether torch lets an fp32 convolution multiply in TF32."""
-    conv = getattr(torch.backends.cudnn, "conv", None)
-    if conv is None:  # torch before 2.9 has the one switch
-        return torch.backends.cudnn.allow_tf32
-    return conv.fp32_precision == "tf32"
-
-
-def _convolution(x: Tensor, weight: Tensor, padding: Sequence[int], groups: int, prologue: bool):
-    """(kernel module, config, whether in TF32) that computes this convolution; None: ATen does."""
-    if groups != 1 or x.dtype == torch.float64 or x.numel() == 0:
-        return None
-    if x.dtype == torch.bfloat16 and not x.is_cuda:
-        return None  # the interpreter's bf16 product is not a product
-    pointwise = tuple(weight.shape[2:]) == (1, 1) and tuple(padding) == (0, 0)
-    operator = "conv1x1" if pointwise else "conv3x3"
-    tf32 = x.dtype == torch.float32 and _tf32()
-    choice = _kernel("tuned").choose(
-        operator, x.device, "tf32" if tf32 else x.dtype, prologue=prologue,
-        inner=weight.shape[1], outer=weight.shape[0],
-    )  # fmt: skip
-    return (_kernel(operator), choice.config, tf32) if choice.provider == "triton" else None
-
-
-def conv_stats(
-    x, weight, stride, padding, dilation, groups,
-    pro_mean, pro_invstd, pro_weight, pro_bias, stats,
-):  # fmt: skip
-    x, weight = _dense(x), weight.to(x.dtype)
-    prologue = pro_mean is not None
-    fused = _convolution(x, weight, padding, groups, prologue)
-    if fused is not None:
-        module, config, tf32 = fused
-        return module.convolution(
-            x, weight, stride, padding, dilation,
-            pro_mean, pro_invstd, pro_weight, pro_bias, stats, tf32, config,
-        )  # fmt: skip
-    if prologue:
-        x = bn_apply(
-            x, pro_mean, pro_invstd, pro_weight, pro_bias, None, None, None, None, None, 1, True
-        )
-    y = _dense(
-        torch.ops.aten.convolution(
-            x, weight, None, stride, padding, dilation, False, [0, 0], groups
-        )
-    )
-    if stats:
-        return y, *bn_stats(y)
-    return y, *(y.new_empty(0, dtype=statistics_dtype(y.dtype)) for _ in range(2))
-
-
-def _native(anchor: Tensor, name: str):
-    """The CUDA C++ operator, where the extension can be had and serves this tensor, else None."""
-    if not anchor.is_cuda or anchor.dtype == torch.float64 or not extension.has_cuda():
-        return None
-    return getattr(torch.ops.fastres_native, name)
-
-
-def bn_stats(y):
-    return _kernel("bn_stats").bn_stats(_dense(y), _config("bn_stats", y))
-
-
-def bn_apply(
-    y, mean, invstd, weight, bias,
-    shortcut, s_mean, s_invstd, s_weight, s_bias, shortcut_stride, relu,
-):  # fmt: skip
-    module = _kernel("bn_apply")
-    if module.shortcut_kind(y, shortcut, s_mean, shortcut_stride) == "pad":
-        native = _native(y, "bn_apply_pad")
-        if native is not None:
-            return native(
-                _dense(y), mean, invstd, weight, bias, _dense(shortcut), shortcut_stride, relu
-            )
-    return module.bn_apply(
-        _dense(y), mean, invstd, weight, bias, _dense(shortcut),
-        s_mean, s_invstd, s_weight, s_bias, shortcut_stride, relu, _config("bn_apply", y),
-    )  # fmt: skip
-
-
-def bn_backward_reduce(dout, out, y, mean, invstd, weight, bias, shortcut, s_mean, s_invstd, relu):
-    return _kernel("bn_backward_reduce").bn_backward_reduce(
-        _dense(dout), _dense(out), _dense(y), mean, invstd, weight, bias,
-        _dense(shortcut), s_mean, s_invstd, relu, _config("bn_backward_reduce", y),
-    )  # fmt: skip
-
-
-def bn_backward(
-    dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-    shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-):  # fmt: skip
-    module = _kernel("bn_backward")
-    if module.gradient_kind(y, s_mean, shortcut_size, shortcut_stride) == "pad":
-        native = _native(y, "bn_backward_pad")
-        if native is not None:
-            return native(
-                _dense(dout), _dense(out), _dense(y), mean, invstd, weight, mean_g, mean_gx,
-                shortcut_size, shortcut_stride, relu,
-            )  # fmt: skip
-    return module.bn_backward(
-        _dense(dout), _dense(out), _dense(y), mean, invstd, weight, bias, mean_g, mean_gx,
-        _dense(shortcut), s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride,
-        relu, _config("bn_backward", y),
-    )  # fmt: skip
-
-
-def conv_backward(dy, x, weight, stride, padding, dilation, groups, need_dx, need_dw):
-    nothing = x.new_empty(0), weight.new_empty(0)
-    if not (need_dx or need_dw):
-        return nothing
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        _dense(dy), _dense(x), weight.to(x.dtype), None, stride, padding, dilation, False, [0, 0],
-        groups, [need_dx, need_dw, False],
-    )  # fmt: skip
-    # an optimiser pairs the gradient with the weight, whose dtype may be wider than x's
-    if need_dw and (dw.stride() != weight.stride() or dw.dtype != weight.dtype):
-        dw = torch.empty_like(weight).copy_(dw)
-    return _dense(dx) if need_dx else nothing[0], dw if need_dw else nothing[1]
-
-
-def conv_bn_backward(
-    dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-    shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-    x, conv_weight, stride, padding, dilation, groups, need_dx, need_dw,
-):  # fmt: skip
-    dy, dshortcut = bn_backward(
-        dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-        shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-    )  # fmt: skip
-    dx, dw = conv_backward(dy, x, conv_weight, stride, padding, dilation, groups, need_dx, need_dw)
-    return dx, dw, dshortcut
-
-
-def max_pool(x, kernel_size, stride, padding):
-    return _kernel("max_pool").max_pool(
-        _dense(x), kernel_size, stride, padding, _config("max_pool", x)
-    )
-
-
-def max_pool_backward(dout, index, size, kernel_size, stride, padding):
-    return _kernel("max_pool").max_pool_backward(
-        _dense(dout), _dense(index), size, kernel_size, stride, padding, _config("max_pool", dout)
-    )
-
-
-def pad_shortcut(x, out_channels, stride):
-    native = _native(x, "pad_shortcut")
-    if native is not None:
-        return native(_dense(x), out_channels, stride)
-    return _kernel("pad_shortcut").pad_shortcut(
-        _dense(x), out_channels, stride, _config("pad_shortcut", x)
-    )
-
-
-def pad_shortcut_backward(dout, size, stride):
-    native = _native(dout, "pad_shortcut_backward")
-    if native is not None:
-        return native(_dense(dout), size, stride)
-    return _kernel("pad_shortcut").pad_shortcut_backward(
-        _dense(dout), size, stride, _config("pad_shortcut", dout)
-    )

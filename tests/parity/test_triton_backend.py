@@ -19,6 +19,7 @@ import fastres  # noqa: E402
 from fastres import backends  # noqa: E402
 from fastres.backends import ops, reference  # noqa: E402
 from fastres.backends import triton as backend  # noqa: E402
+from fastres.backends import triton_layers as layers  # noqa: E402
 from fastres.kernels import launch, tuned  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -206,8 +207,8 @@ def test_fp32_products_follow_torch(monkeypatch):
     before = conv.fp32_precision
     try:
         conv.fp32_precision = "ieee"
-        assert not backend._tf32()
+        assert not layers.uses_tf32()
         conv.fp32_precision = "tf32"
-        assert backend._tf32()
+        assert layers.uses_tf32()
     finally:
         conv.fp32_precision = before

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 from fastres.backends import reference  # noqa: E402
 from fastres.backends import triton as backend  # noqa: E402
+from fastres.backends import triton_layers as layers  # noqa: E402
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDTHS = (1, 3, 17, 63, 64, 65)
@@ -101,9 +102,9 @@ def test_join_matches_fp64_in_between(kind, channels, images, size, stride, relu
 def test_many_row_tiles_share_a_program(monkeypatch, poison):
     # a few programs, so that each loops, and the last of them over a shorter tile
     config = {"tile": 512, "programs": 3, "num_warps": 4}
-    choose = backend._config
+    choose = layers.config
     monkeypatch.setattr(
-        backend, "_config", lambda name, y: config if name != "pad_shortcut" else choose(name, y)
+        layers, "config", lambda name, y: config if name != "pad_shortcut" else choose(name, y)
     )
     for kind in KINDS:
         check(make_join(kind, torch.float32, 17, images=3, size=(5, 7)), torch.float32)

@@ -37,15 +37,32 @@ def test_every_kernel_and_config_passes_on_hopper(tmp_path):
         "bn_apply_kernel",
         "bn_backward_kernel",
         "bn_backward_reduce_kernel",
+        "bn_max_pool_backward_kernel",
+        "bn_max_pool_backward_reduce_kernel",
+        "bn_max_pool_kernel",
         "bn_stats_kernel",
+        "chain_join_kernel",
+        "chain_mask_kernel",
         "conv1x1_kernel",
+        "conv3x3_backward_data_kernel",
+        "conv3x3_backward_weight_kernel",
         "conv3x3_kernel",
+        "expand_backward_data_kernel",
+        "expand_backward_weight_kernel",
+        "expand_kernel",
+        "expand_reduce_kernel",
+        "expand_rows_kernel",
+        "group_sums_kernel",
         "max_pool_backward_kernel",
         "max_pool_kernel",
         "merge_statistics_kernel",
+        "moments_kernel",
         "pad_shortcut_backward_kernel",
         "pad_shortcut_kernel",
+        "split_sums_kernel",
+        "reduce_backward_kernel",
         "sum_partials_kernel",
+        "sum_rows_kernel",
     }
     for finding in findings:
         assert finding["registers"] > 0
@@ -78,7 +95,7 @@ def test_findings_are_judged():
 from fastres.kernels import audit
 case = next(c for c in audit.cases(("sm_90",)) if c.signature.get("x_ptr") == "*bf16"
             and c.launch.kernel.__name__ == "conv1x1_kernel")
-good = dict(kernel="conv1x1_kernel", config="", target="sm_90", hgmma=4)
+good = dict(kernel="conv1x1_kernel", config="", target="sm_90", products=1, hgmma=4)
 for change in ({}, {"hgmma": 0}, {"spills": 3, "stack": 16}, {"shared": 300_000}):
     finding = audit.Finding(**good | change)
     audit._judge(finding, case)
