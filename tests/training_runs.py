@@ -14,6 +14,7 @@ from fastres.training.config import TrainConfig
 from fastres.training.data import open_source
 from fastres.training.distributed import World
 from fastres.training.engine import Trainer
+from fastres.training.graph import Graphs
 from fastres.training.reporter import Silent
 
 TIMINGS = ("seconds", "images_per_second")
@@ -55,13 +56,16 @@ def tiny_config(out: Path, **options: Any) -> TrainConfig:
 
 
 def tiny_trainer(
-    config: TrainConfig, model: nn.Module | None = None, reporter: Silent | None = None
+    config: TrainConfig,
+    model: nn.Module | None = None,
+    reporter: Silent | None = None,
+    graphs: Graphs | None = None,
 ) -> Trainer:
-    """A trainer in this process alone; makes the run's folder."""
+    """A trainer in this process alone, on the config's device; makes the run's folder."""
     Path(config.out).mkdir(parents=True, exist_ok=True)
     return Trainer(
-        config, model or Tiny(), open_source(config), World(), torch.device("cpu"),
-        reporter or Silent(),
+        config, model or Tiny(), open_source(config), World(), torch.device(config.device),
+        reporter or Silent(), graphs,
     )  # fmt: skip
 
 

@@ -17,8 +17,16 @@ def write(path: str | os.PathLike, content: Any) -> None:
         TypeError: `content` holds something that JSON does not; the file is left alone.
         OSError: the file cannot be written; it is left alone.
     """
-    path = Path(path)
     text = json.dumps(_strict(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    replace(Path(path), text)
+
+
+def replace(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text`, in one step; makes its folder.
+
+    Raises:
+        OSError: the file cannot be written; it is left alone.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

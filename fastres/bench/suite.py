@@ -32,12 +32,14 @@ class Stage:
         command: the command line, given the seconds the stage may take.
         share: of the whole budget, at most.
         minimum: seconds below which it is not worth starting; kept free by the stages before it.
+        spare: it takes what the others leave: nothing is kept free for it.
     """
 
     name: str
     command: Callable[[float], Sequence[str]]
     share: float
     minimum: float = 20.0
+    spare: bool = False
 
 
 def run(
@@ -63,7 +65,7 @@ def run(
     _write(out, facts, rows)
     for number, (stage, row) in enumerate(zip(stages, rows, strict=True)):
         left = end - clock()
-        kept_free = sum(later.minimum for later in stages[number + 1 :])
+        kept_free = sum(s.minimum for s in stages[number + 1 :] if not s.spare)
         if left < stage.minimum:
             row["reason"] = (
                 f"{max(left, 0):.0f} s were left, it needs at least {stage.minimum:.0f} s"

@@ -40,18 +40,19 @@ class Sizes:
     dtypes: tuple[str, ...]
     deep: str
     shallow: str
+    compiled: int | None  # calls of a network whose kernels are compiled ahead, None: all
     patience: float  # scales how long is waited for a compiler, and what a part needs at least
 
 
 FULL = Sizes(
     256, 224, 128, 30, 128, 15,
     tuple(cases.ACTIVATIONS), tuple(cases.CONVOLUTIONS),
-    2**31, 8192, "torch.compile", ("bf16", "fp16"), "resnet50", "resnet18", 1.0,
+    2**31, 8192, "torch.compile", ("bf16", "fp16"), "resnet50", "resnet18", None, 1.0,
 )  # fmt: skip
 SMOKE = Sizes(
     4, 32, 4, 3, 1, 3,
     ("layer4",), ("layer4 3x3",),
-    2**22, 128, "torch.compile (aot_eager)", ("fp32", "bf16"), "bottleneck14", "basic10", 0.1,
+    2**22, 128, "torch.compile (aot_eager)", ("fp32", "bf16"), "bottleneck14", "basic10", 1, 0.1,
 )  # fmt: skip
 
 
@@ -180,8 +181,12 @@ def ceilings(recorder: Recorder) -> dict[str, float]:
     return found
 
 
-def imagenet(which: str, dtype: str) -> Callable[[Recorder], None]:
-    """Stage: a training step of the "deep" or the "shallow" ImageNet network in one dtype."""
+def imagenet(which: str, dtype: str, compile_seconds: float = 90.0) -> Callable[[Recorder], None]:
+    """Stage: a training step of the "deep" or the "shallow" ImageNet network in one dtype.
+
+    Args:
+        compile_seconds: meant for torch.compile; 0 leaves it out.
+    """
 
     def stage(recorder: Recorder) -> None:
         sizes = recorder.sizes
@@ -193,7 +198,8 @@ def imagenet(which: str, dtype: str) -> Callable[[Recorder], None]:
             )
 
         recorder.attempt(
-            f"{name} {dtype}", lambda: compare_training(recorder, make, sizes.batch, 90.0)
+            f"{name} {dtype}",
+            lambda: compare_training(recorder, make, sizes.batch, compile_seconds),
         )
 
     return stage

@@ -75,6 +75,7 @@ class TrainConfig:
     warmup_lr: float | None = None
     amp: str = "none"
     channels_last: bool = True
+    cuda_graph: bool = False
     device: str = "auto"
     sync_bn: bool = False
     deterministic: bool = False

@@ -22,7 +22,9 @@ from fastres.training.data.source import Source, Split
 from fastres.training.distributed import World, is_lost_peer
 from fastres.training.errors import CheckpointError, Stopped, TrainingError, UsageError
 from fastres.training.evaluate import Metrics, evaluate
+from fastres.training.graph import CudaGraphs, GraphedStep, Graphs
 from fastres.training.logs import RunLog
+from fastres.training.optimizer import load_state, make_sgd, set_lr, state_of
 from fastres.training.reporter import Silent, epoch_line
 from fastres.training.schedule import make_schedule
 from fastres.training.signals import StopSignals
@@ -66,20 +68,20 @@ class Trainer:
         world: World,
         device: torch.device,
         reporter: Silent,
+        graphs: Graphs | None = None,
     ) -> None:
         if config.amp == "fp16" and device.type == "cpu":
             raise UsageError("amp 'fp16' needs a GPU; on a CPU use 'bf16'")
+        if config.cuda_graph:
+            graphs = graphs or _cuda_graphs(device, world)
         self.config, self.source, self.world = config, source, world
         self.device, self.reporter = device, reporter
         self.out = Path(config.out)
         self._layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.module = model.to(device, memory_format=self._layout).train()
         self.network = self._distribute(self.module)
-        self.optimizer = torch.optim.SGD(
-            self.module.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+        self.optimizer = make_sgd(
+            self.module.parameters(), device, config.lr, config.momentum, config.weight_decay
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.sampler = TrainSampler(
@@ -95,6 +97,10 @@ class Trainer:
         self.progress = Progress()
         self.result = Result()
         self._totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
+        self._lr = config.lr
+        self._graphed: GraphedStep | None = None
+        if config.cuda_graph:
+            self._graphed = GraphedStep(self._optimise, self._place, config.batch_size, graphs)
         self._log_positions: dict[str, int] = {}
         self._log: RunLog | None = None
         self._stop = StopSignals()
@@ -132,7 +138,7 @@ class Trainer:
         if forbidden:
             raise CheckpointError(f"{path} is of another run: {'; '.join(forbidden)}")
         self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_state(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -163,7 +169,7 @@ class Trainer:
             self._raise_not_finite(progress.loss_sum)
         state = {
             "model": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": state_of(self.optimizer),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "progress": dict(vars(progress)),
@@ -231,25 +237,34 @@ class Trainer:
         """One optimiser step; returns this process's part of the mean loss, still on the device."""
         progress = self.progress
         count = self.sampler.images_in(progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.lr(progress.iteration)
-        labels = labels.to(self.device, non_blocking=True)
+        self._lr = self.schedule.lr(progress.iteration)
+        set_lr(self.optimizer, self._lr)
+        if self._graphed is not None:
+            loss_sum = self._graphed(images, labels)
+        else:
+            labels = labels.to(self.device, non_blocking=True)
+            loss_sum = self._optimise(self._place(images), labels)
+        progress.step += 1
+        progress.iteration += 1
+        progress.images += count
+        return loss_sum / count
+
+    def _optimise(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What a step does on the device, and what a graph captures; returns the loss's sum."""
         with self._autocast():
-            logits = self.network(self._place(images))
+            logits = self.network(images)
         logits = logits.float()
         loss_sum = F.cross_entropy(logits, labels, reduction="sum")
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients over the processes; the mean wanted is the one over images
+        count = self.sampler.images_in(self.progress.step)
         self.scaler.scale(loss_sum * (self.world.size / count)).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         loss_sum = loss_sum.detach()
         correct = (logits.detach().argmax(1) == labels).sum()
         self._totals += torch.stack([loss_sum.double(), correct.double()])
-        progress.step += 1
-        progress.iteration += 1
-        progress.images += count
-        return loss_sum / count
+        return loss_sum
 
     def _finish_epoch(self) -> None:
         progress = self.progress
@@ -316,7 +331,7 @@ class Trainer:
         kept = f"; the last good state is in {last}" if last.exists() else ""
         raise TrainingError(
             f"the loss is {loss} at iteration {self.progress.iteration} "
-            f"(lr {self.optimizer.param_groups[0]['lr']:g}): lower lr{kept}"
+            f"(lr {self._lr:g}): lower lr{kept}"
         )
 
     def _out_of_memory(self) -> str:
@@ -339,10 +354,22 @@ class Trainer:
                 {
                     "iteration": progress.iteration,
                     "epoch": progress.epoch + 1,
-                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "lr": self._lr,
                     "loss": mean,
                 }
             )
+
+
+def _cuda_graphs(device: torch.device, world: World) -> Graphs:
+    """Raises UsageError where a step cannot be captured."""
+    if device.type != "cuda":
+        raise UsageError(f"cuda_graph needs a GPU, device is {device}: leave out --cuda-graph")
+    if world.size > 1:
+        raise UsageError(
+            f"cuda_graph captures the step of one process, got {world.size} processes: "
+            "leave out --cuda-graph"
+        )
+    return CudaGraphs(device)
 
 
 def _no_check() -> None:

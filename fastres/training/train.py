@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--warmup-lr", type=float, help="a tenth of --lr unless given")
     add("--amp", choices=AMP_MODES)
     add("--channels-last", action=flag)
+    add("--cuda-graph", action=flag, help="capture the whole step in a CUDA graph (one GPU)")
     add("--device", help="auto, cpu, cuda or cuda:N")
     add("--sync-bn", action=flag, help="batch statistics over all processes")
     add("--deterministic", action=flag, help="only deterministic algorithms, on a GPU as well")
@@ -129,10 +130,13 @@ def build_trainer(
     from fastres.training import rng
     from fastres.training.data import open_source
     from fastres.training.engine import Trainer
+    from fastres.training.tables import check_same_tables
 
     if config.sync_bn and device.type == "cpu" and not config.fused:
         raise UsageError("sync_bn on a CPU needs fused: torch's own works on GPUs only")
     _choose_algorithms(config.deterministic, device)
+    if config.fused and _backend(config, device) == "triton":
+        check_same_tables(world, device)
     source = open_source(config)
     reporter.note(source.description)
     options = {"shortcut": config.shortcut, "variant": config.variant}

@@ -156,15 +156,15 @@ def test_gpu_suite_smoke(tmp_path):
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "gpu_suite.py"), "--smoke", "--device", "cpu",
-         "--out", str(tmp_path)],
+         "--minutes", "5", "--out", str(tmp_path)],
         check=False, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert time.monotonic() - started < 95
+    assert time.monotonic() - started < 310
     found = results.read(tmp_path / "suite.json")
     assert [row["stage"] for row in found["stages"]] == [
-        "versions", "tests", "resnet50-bf16", "resnet50-fp16", "resnet18-bf16", "cifar",
-        "operators",
+        "versions", "compile", "tests", "resnet50-bf16", "kernels", "tune", "resnet50-tuned",
+        "resnet50-fp16", "resnet18-bf16", "cifar", "operators",
     ]  # fmt: skip
     # on a busy machine the last ones may not be reached, and must then be named
     assert {row["status"] for row in found["stages"]} <= {OK, NOT_REACHED}

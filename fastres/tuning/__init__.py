@@ -1,0 +1,1 @@
+"""`fastres tune`: measures the kernels' configs on this GPU and writes the user's table."""
