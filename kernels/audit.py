@@ -1,6 +1,6 @@
 """Compile every kernel with every shipped config for GPUs that need not be there.
 
-    python -m fastres.kernels.audit [--json FILE] [--target sm_90 ...] [--jobs N]
+    python -m fastres.kernels.audit [--summary] [--json FILE] [--target sm_90 ...] [--jobs N]
 
 What is compiled is what runs: the launchers are called with meta tensors of ResNet's shapes, their
 launches are recorded, and the arguments are specialised as at run time. The machine code is then
@@ -219,10 +219,32 @@ def table(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
+def summary(findings: list[Finding]) -> str:
+    """One line a kernel and target: how many builds, and their extremes, as a Markdown table.
+
+    The fewest HGMMA are those of builds with 16-bit products.
+    """
+    lines = [
+        "| kernel | target | builds | registers | spills | shared, B, at most | HGMMA, at least |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for kernel, target in sorted({(f.kernel, f.target) for f in findings}):
+        own = [f for f in findings if (f.kernel, f.target) == (kernel, target)]
+        registers = [f.registers for f in own]
+        products = [f.hgmma for f in own if f.products]
+        lines.append(
+            f"| {kernel} | {target} | {len(own)} | {min(registers)} to {max(registers)} "
+            f"| {sum(f.spills for f in own)} | {max(f.shared for f in own)} "
+            f"| {min(products) if products else '–'} |"
+        )
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the audit; 1 if any case fails."""
     parser = argparse.ArgumentParser(prog="python -m fastres.kernels.audit", description=__doc__)
     parser.add_argument("--json", type=Path, help="write the findings to this file")
+    parser.add_argument("--summary", action="store_true", help="a line a kernel, not a build")
     parser.add_argument("--target", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args(arguments)
@@ -231,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     findings = audit(options.target, options.jobs)
     failed = [finding for finding in findings if finding.problems]
-    print(table(findings))
+    print(summary(findings) if options.summary else table(findings))
     print(f"\nTriton {triton.__version__}: {len(findings)} kernels compiled, {len(failed)} failed")
     for finding in failed:
         where = f"{finding.kernel} [{finding.config}] on {finding.target}"

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .ceiling import ConvolutionsAlone
 from .graph import GraphedStep
 from .timelimit import time_limit
 from .workload import Step, Workload, make_batches
 
 FUSED, EAGER = "fastres", "eager channels_last"
+CONVOLUTIONS = "convolutions alone"
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Peer:
         name: as in tables and files.
         make: the workload's step in this implementation; the first call may still compile.
         unavailable: the reason why it cannot run the workload here, or None.
+        bound: it is a part of the work, timed as a bound; what it computes is not compared.
     """
 
     name: str
     make: Callable[[Workload], Step]
     unavailable: Callable[[Workload], str | None]
+    bound: bool = False
 
 
 def _module(workload: Workload, fused: bool, memory_format: torch.memory_format) -> nn.Module:
@@ -52,6 +56,11 @@ def _fused(workload: Workload) -> Step:
 
 def _eager(workload: Workload) -> Step:
     return _step(workload, False, torch.channels_last)
+
+
+def _convolutions(workload: Workload) -> Step:
+    module = _module(workload, False, torch.channels_last)
+    return ConvolutionsAlone(workload, module, make_batches(workload, torch.channels_last))
 
 
 def _eager_nchw(workload: Workload) -> Step:
@@ -114,6 +123,7 @@ PEERS = {
     for peer in (
         Peer(EAGER, _eager, _anywhere),
         Peer(FUSED, _fused, _anywhere),
+        Peer(CONVOLUTIONS, _convolutions, _anywhere, bound=True),
         Peer("eager NCHW", _eager_nchw, _anywhere),
         Peer("eager CUDA graph", _graphed(False), _graph_unavailable),
         Peer("fastres CUDA graph", _graphed(True), _graph_unavailable),

@@ -118,3 +118,18 @@ def test_interpreted_kernels_are_refused():
     )  # fmt: skip
     assert done.returncode == 2
     assert "unset TRITON_INTERPRET" in done.stderr
+
+
+def test_the_summary_holds_the_extremes():
+    code = """
+from fastres.kernels.audit import Finding, summary
+print(summary([
+    Finding("a", "x", "sm_90", registers=40, shared=10, products=1, hgmma=8),
+    Finding("a", "y", "sm_90", registers=90, shared=70, products=1, hgmma=2, spills=3),
+    Finding("a", "z", "sm_90", registers=60),
+    Finding("b", "x", "sm_80", registers=16),
+]))
+"""
+    lines = run(code=code).stdout.splitlines()
+    assert lines[2] == "| a | sm_90 | 3 | 40 to 90 | 3 | 70 | 2 |"
+    assert lines[3] == "| b | sm_80 | 1 | 16 to 16 | 0 | 0 | – |"

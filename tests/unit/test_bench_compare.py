@@ -277,3 +277,17 @@ def test_costs():
     device = torch.device("cpu")
     assert traffic.copy_bandwidth(device, 2**16, 2) > 0
     assert traffic.product_rate(device, torch.float32, 16, 2) > 0
+
+
+def test_the_convolutions_alone_are_a_bound_and_not_compared():
+    comparison = Comparison(cases.network("resnet20", 4, 16, "bf16"))
+    comparison.prepare(peers.CONVOLUTIONS)
+    comparison.measure(2)
+    entry = comparison.entries[peers.CONVOLUTIONS]
+    assert len(entry.samples) == 2
+    assert entry.verdict is None
+    assert comparison.entries[peers.EAGER].verdict.agrees
+    convolutions = entry.step._convolutions if entry.step else []
+    assert len(convolutions) == 19
+    assert [c.need_dx for c in convolutions] == [False] + [True] * 18
+    assert {c.x.dtype for c in convolutions} == {torch.bfloat16}
