@@ -6,6 +6,7 @@ Each level below trusts these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ def autocasting(device: str) -> bool:
     # meta knows no autocast, and asking it is an error; torch's own question for that
     # (is_autocast_available) is one that Dynamo cannot trace in torch 2.11
     return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def uncast(device: str) -> AbstractContextManager:
+    """No autocast inside: fp32 products of an operator are meant to be that."""
+    return torch.autocast(device, enabled=False) if autocasting(device) else nullcontext()
 
 
 def check_activation(name: str, tensor: Tensor) -> None:

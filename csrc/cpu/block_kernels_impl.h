@@ -3,18 +3,15 @@
 namespace fastres {
 namespace {
 
-inline float rounded(float v, const float*) { return v; }
-inline float rounded(float v, const bf16*) {
-  bf16 narrow;
-  store(&narrow, 0, v);
-  return load(&narrow, 0);
+// bf16, rounded to nearest even, in the upper half; NaN stays NaN. As `store`, without memory.
+inline uint32_t bf16_bits(float v) {
+  const uint32_t u = __builtin_bit_cast(uint32_t, v);
+  const uint32_t even = (u + 0x7fffu + ((u >> 16) & 1u)) & 0xffff0000u;
+  return v != v ? (u & 0xffff0000u) | 0x400000u : even;
 }
 
-inline uint32_t bits_of(float v) {
-  bf16 narrow;
-  store(&narrow, 0, v);
-  return narrow.bits;
-}
+inline float rounded(float v, const float*) { return v; }
+inline float rounded(float v, const bf16*) { return __builtin_bit_cast(float, bf16_bits(v)); }
 
 // Where the units of row r go, and how: fp32 rows, bf16 rows, or bf16 pairs of two rows.
 template <typename T, bool PAIRS>
@@ -39,12 +36,12 @@ struct Writer {
     } else if (r % 2 == 0) {
       uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
 #pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) units[c] = bits_of(fn(c));
+      for (int64_t c = 0; c < channels; ++c) units[c] = bf16_bits(fn(c)) >> 16;
       for (int64_t c = channels; c < ld; ++c) units[c] = 0;
     } else {
       uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
 #pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) units[c] |= bits_of(fn(c)) << 16;
+      for (int64_t c = 0; c < channels; ++c) units[c] |= bf16_bits(fn(c));
     }
   }
 };
@@ -63,6 +60,20 @@ void write(const Writer<T, PAIRS>& writer, int64_t r, int64_t channels, float* _
   });
 }
 
+// Rows from the one at hand to the one to ask for: about 2 KiB ahead.
+template <typename T>
+inline int64_t rows_ahead(int64_t channels) {
+  return 1 + 2048 / static_cast<int64_t>(sizeof(T)) / (channels < 1 ? 1 : channels);
+}
+
+// Asks for a row of `channels`.
+template <typename T>
+inline void prefetch_row(const T* p, int64_t channels) {
+  for (int64_t c = 0; c < channels; c += 64 / static_cast<int64_t>(sizeof(T))) {
+    __builtin_prefetch(p + c);
+  }
+}
+
 template <typename T, bool PAIRS>
 void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer,
              float* sums) {
@@ -74,9 +85,10 @@ void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, P
     const float v = (load(y, c) - mean[c]) * scale[c] + bias[c];
     return rounded(v <= 0.0f ? 0.0f : v, y);
   };
+  const int64_t ahead = rows_ahead<T>(o.channels);
   for (int64_t r = 0; r < rows; ++r) {
     const T* __restrict y = o.y.at(first + r);
-    prefetch(y, 0, o.channels);
+    if (o.y.dense()) prefetch_row(y + ahead * o.y.channels, o.channels);
     if (mean != nullptr && pivot != nullptr) {
       write(writer, r, o.channels, sums, [&](int64_t c) { return z(y, c) - pivot[c]; });
     } else if (mean != nullptr) {
@@ -92,14 +104,15 @@ void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, P
 template <typename T, bool PAIRS>
 void pack_masked(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer,
                  float* sums) {
+  const int64_t ahead = rows_ahead<T>(o.channels) * o.step;
   for (int64_t r = 0; r < rows; ++r) {
     const T* __restrict g = o.dout + (first + r) * o.step;
-    prefetch(g, 0, o.channels);
+    prefetch_row(g + ahead, o.channels);
     if (o.out == nullptr) {
       write(writer, r, o.channels, sums, [&](int64_t c) { return load(g, c); });
     } else {
       const T* __restrict out = o.out + (first + r) * o.step;
-      prefetch(out, 0, o.channels);
+      prefetch_row(out + ahead, o.channels);
       write(writer, r, o.channels, sums,
             [&](int64_t c) { return load(out, c) <= 0.0f ? 0.0f : load(g, c); });
     }
@@ -115,11 +128,15 @@ void pack_dy_mask(const Operand<T>& o, int64_t first, int64_t rows,
   const float* __restrict a = o.gradient.a;
   const float* __restrict b = o.gradient.b;
   const float* __restrict shift = o.gradient.c;
+  const int64_t ahead = rows_ahead<T>(o.channels) * o.step;
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t at = (first + r) * o.step;
     const T* __restrict y = o.y.base + at;
     const T* __restrict g = o.dout + at;
     const T* __restrict out = o.out + at;
+    prefetch_row(y + ahead, o.channels);
+    prefetch_row(g + ahead, o.channels);
+    if constexpr (MASK == Mask::out) prefetch_row(out + ahead, o.channels);
     const auto gradient = [&](int64_t c, float d) {
       return masked<T, MASK>(g, out, c, d, scale[c], bias[c]);
     };
@@ -179,7 +196,8 @@ void pack_weight(const float* matrix, int64_t depth_stride, int64_t column_strid
       for (int64_t k = 0; k < deep; k += 2) {
         const float* __restrict even = block + k * kTileColumns;
         for (int64_t j = 0; j < kTileColumns; ++j) {
-          units[k / 2 * kTileColumns + j] = bits_of(even[j]) | bits_of(even[kTileColumns + j]) << 16;
+          units[k / 2 * kTileColumns + j] =
+              bf16_bits(even[j]) >> 16 | bf16_bits(even[kTileColumns + j]);
         }
       }
     } else {
@@ -241,7 +259,7 @@ void each_panel_tile(int64_t rows, int64_t columns, int64_t depth, F fn) {
   }
 }
 
-// Asks for `rows` rows of a tile's place in an activation, while its product is still computed.
+// Asks for a tile's place in an activation while its product is still computed.
 template <typename T, bool WRITE = false>
 inline void prefetch_tile(const T* p, int64_t rows, int64_t step, int64_t columns) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -293,7 +311,8 @@ void expand_kind(const ExpandPanel<T>& p) {
         prefetch_tile(p.shortcut.at(p.first + row) + column, rows, p.columns, columns);
       }
     }
-    prefetch_tile<T, true>(p.out + (p.first + row) * p.columns + column, rows, p.columns, columns);
+    prefetch_tile<T, true>(p.out + (p.first + row) * p.columns + column, rows, p.columns,
+                           columns);
     main.template product<UNIT>(row, rows, column, sums, false);
     if constexpr (KIND == Residual::product) {
       projection.template product<UNIT>(row, rows, column, second, false);

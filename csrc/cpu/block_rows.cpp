@@ -5,9 +5,10 @@
 namespace fastres {
 namespace {
 
-constexpr int64_t kRowsOfAPanel = 448;
 // of an outer product's operands
 constexpr int64_t kPanelBytes = int64_t{320} << 10;
+// beyond it the columns of a tile do not stay in the first cache
+constexpr int64_t kDepthOfATile = 112;
 
 }  // namespace
 
@@ -20,9 +21,9 @@ std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length) {
   return values;
 }
 
-Panels::Panels(int64_t rows, int64_t row_bytes, int64_t budget)
+Panels::Panels(int64_t rows, int64_t row_bytes, int64_t budget, int64_t most)
     : rows_(rows),
-      height_(std::clamp<int64_t>(budget / std::max<int64_t>(1, row_bytes), 28, kRowsOfAPanel)) {
+      height_(std::clamp<int64_t>(budget / std::max<int64_t>(1, row_bytes), 28, most)) {
   count_ = std::max<int64_t>(1, (rows + height_ - 1) / height_);
   if (count_ > 1) {  // whole rounds of a few threads
     count_ = (count_ + 3) / 4 * 4;
@@ -77,7 +78,7 @@ Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const Pack
     const T* const start = operand.dout != nullptr ? operand.dout : operand.y.base;
     return {start + first * depth, depth, weight.units(), depth};
   }
-  const int64_t ld = whole_pairs(depth);
+  const int64_t ld = staggered_row<T>(depth);
   block_kernels<T>().pack(operand, first, rows, Order::rows, ld, to, nullptr);
   return {to, ld, weight.units(), depth};
 }
@@ -112,14 +113,13 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
                          bool symmetric, float* sums, const at::Tensor& like) {
   const BlockKernels<T>& kernel = block_kernels<T>();
   const int64_t own = a.channels, m = own + (with_ones ? 1 : 0), n = b.channels;
-  const int64_t lda = symmetric ? padded_columns(m) : m, ldc = padded_columns(n);
+  const int64_t lda = staggered(symmetric ? padded_columns(m) : m), ldc = padded_columns(n);
   const Split split(m, n, rows);
-  const bool a_lies = lies_as_units(a) && !with_ones && !symmetric;
-  const bool b_lies = lies_as_units(b) && n % kTileColumns == 0;
+  const int64_t ldb = staggered(split.block);
   at::Tensor partial = at::empty({split.groups, m, ldc}, like.options().dtype(at::kFloat));
   std::vector<double> group_sums(sums == nullptr ? 0 : split.groups * own, 0.0);
-  const int64_t row_bytes = 4 * (lda + split.block);
-  const int64_t most = Panels(rows, row_bytes, kPanelBytes).most();
+  const int64_t row_bytes = 4 * (lda + ldb);
+  const int64_t most = Panels(rows, row_bytes, kPanelBytes, kDepthOfATile).most();
   Scratch scratch(most * row_bytes);
   float* const all = partial.mutable_data_ptr<float>();
   const int64_t items = split.groups * split.blocks;
@@ -133,38 +133,23 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, padded_columns(width), 0.0f);
       const int64_t from = rows * group / split.groups / 2 * 2;
       const int64_t to = group + 1 == split.groups ? rows : rows * (group + 1) / split.groups / 2 * 2;
-      const Panels panels(to - from, row_bytes, kPanelBytes);
+      const Panels panels(to - from, row_bytes, kPanelBytes, kDepthOfATile);
       float* const units_a = reinterpret_cast<float*>(scratch.mine());
       float* const units_b = units_a + most * lda;
       std::vector<float> panel_sums(group_sums.empty() || block > 0 ? 0 : own);
       for (int64_t p = 0; p < panels.count(); ++p) {
         const int64_t first = from + panels.first(p), count = panels.rows(p);
-        const void* left = units_a;
-        int64_t left_ld = lda;
-        if (a_lies) {
-          left = (a.dout != nullptr ? a.dout : a.y.base) + first * own;
-          left_ld = own;
-        } else {
-          std::fill(panel_sums.begin(), panel_sums.end(), 0.0f);
-          kernel.pack(a, first, count, Order::transposed, lda, units_a,
-                      panel_sums.empty() ? nullptr : panel_sums.data());
-          for (size_t i = 0; i < panel_sums.size(); ++i) group_sums[group * own + i] += panel_sums[i];
-          if (with_ones) write_ones(units_a + own, count, lda, kernel.pairs);
+        std::fill(panel_sums.begin(), panel_sums.end(), 0.0f);
+        kernel.pack(a, first, count, Order::transposed, lda, units_a,
+                    panel_sums.empty() ? nullptr : panel_sums.data());
+        for (size_t i = 0; i < panel_sums.size(); ++i) group_sums[group * own + i] += panel_sums[i];
+        if (with_ones) write_ones(units_a + own, count, lda, kernel.pairs);
+        if (!symmetric) {
+          kernel.pack(b.columns(column, width), first, count, Order::transposed, ldb, units_b,
+                      nullptr);
         }
-        const void* right = units_b;
-        int64_t right_ld = split.block;
-        if (symmetric) {
-          right = units_a + column;
-          right_ld = lda;
-        } else if (b_lies) {
-          right = (b.dout != nullptr ? b.dout : b.y.base) + first * n + column;
-          right_ld = n;
-        } else {
-          kernel.pack(b.columns(column, width), first, count, Order::transposed, split.block,
-                      units_b, nullptr);
-        }
-        kernel.accumulate(left, left_ld, m, right, right_ld, width, count, c, ldc,
-                          symmetric ? column : m);
+        kernel.accumulate(units_a, lda, m, symmetric ? units_a + column : units_b,
+                          symmetric ? lda : ldb, width, count, c, ldc, symmetric ? column : m);
       }
     }
   });

@@ -41,8 +41,8 @@ std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length);
 // the number of threads.
 class Panels {
  public:
-  // Panels of at most `budget` bytes where a row takes `row_bytes`.
-  Panels(int64_t rows, int64_t row_bytes, int64_t budget);
+  // Panels of at most `budget` bytes, where a row takes `row_bytes`, and `most` rows.
+  Panels(int64_t rows, int64_t row_bytes, int64_t budget, int64_t most = 448);
 
   int64_t count() const { return count_; }
   int64_t first(int64_t panel) const { return rows_ * panel / count_ / 2 * 2; }
@@ -107,6 +107,17 @@ int64_t unit_bytes() {
 }
 inline int64_t whole_pairs(int64_t length) { return (length + 1) / 2 * 2; }
 
+// The length of a row of `length` units in a buffer of ours: a cache line more. Where rows lie
+// some power of two apart they meet in one set of the first cache and drive each other out.
+inline int64_t staggered(int64_t length) { return (length + 15) / 16 * 16 + 16; }
+
+// The same for a row of values by rows.
+template <typename T>
+int64_t staggered_row(int64_t values) {
+  const int64_t line = 64 / unit_bytes<T>();
+  return (values + line - 1) / line * line + line;
+}
+
 // Operands of dense tensors.
 template <typename T>
 Operand<T> bn_operand(const at::Tensor& y, at::IntArrayRef stride, const BranchLanes& branch,
@@ -128,12 +139,13 @@ Operand<T> masked_operand(const at::Tensor& dout, const at::Tensor& out) {
   return operand;
 }
 
-// Whether an operand's values are its units already, where they lie.
+// Whether an operand's values are its units already, in rows that may be read where they lie.
 template <typename T>
 bool lies_as_units(const Operand<T>& operand) {
+  constexpr int64_t kWay = 4096;  // bytes of one way of the first cache
   return sizeof(T) == 4 && operand.gradient.a == nullptr && operand.out == nullptr &&
          operand.pivot == nullptr && operand.branch.mean == nullptr &&
-         (operand.dout != nullptr || operand.y.dense());
+         (operand.dout != nullptr || operand.y.dense()) && operand.channels * 4 % kWay != 0;
 }
 
 // The units by rows of one panel: packed into `to`, or where they lie.

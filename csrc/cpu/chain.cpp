@@ -1,6 +1,5 @@
 // One link of a block backwards: the BN after a convolution and the convolution itself.
 
-#include "../common/pad_shortcut_index.h"
 #include "block_rows.h"
 
 namespace fastres {
@@ -40,6 +39,97 @@ void each_panel(const Panels& panels, int64_t rows, F fn) {
   });
 }
 
+// What surrounds the convolution of a link; rows are those of x.
+struct Link {
+  Tensor x, residual, residual_mask;
+  at::IntArrayRef residual_stride;
+  bool mask_by_x;
+  std::optional<BranchLanes> prologue;
+
+  int64_t columns() const { return x.size(1); }
+  int64_t rows() const { return x.numel() / std::max<int64_t>(1, columns()); }
+};
+
+// dz where the prologue's ReLU let through, in place, with its sums.
+void mask_with_sums(const Link& link, Tensor& dx, ColumnSums& sums) {
+  const Panels panels(link.rows(), dx.element_size() * link.columns() * 2, kPanelBytes);
+  sums.reserve(panels.count());
+  for_type(dx.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    T* const to = mutable_data<T>(dx);
+    each_panel(panels, link.rows(), [&](int64_t p, int64_t first, int64_t count) {
+      DataPanel<T> panel{};
+      panel.first = first;
+      panel.rows = count;
+      panel.columns = link.columns();
+      panel.y = data<T>(link.x);
+      panel.branch = link.prologue->vectors();
+      panel.sum_g = sums.first(p);
+      panel.sum_gd = sums.second(p);
+      panel.out = to;
+      block_kernels<T>().mask_with_sums(panel);
+    });
+  });
+}
+
+// What the shortcut passes back and the mask of x, in place.
+void finish_input(const Link& link, Tensor& dx) {
+  if (!link.residual.defined() && !link.mask_by_x) return;
+  const Panels panels(link.rows(), dx.element_size() * link.columns() * 4, kPanelBytes);
+  for_type(dx.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const InputPanel<T> whole = input_panel<T>(link.x, link.residual, link.residual_mask,
+                                               link.residual_stride, link.mask_by_x, dx);
+    each_panel(panels, link.rows(), [&](int64_t, int64_t first, int64_t count) {
+      InputPanel<T> panel = whole;
+      panel.first = first;
+      panel.rows = count;
+      block_kernels<T>().finish_input(panel);
+    });
+  });
+}
+
+// dx of a 1x1 convolution: dy times its weight, with everything that comes after.
+template <typename T>
+Tensor pointwise_dx(const Link& link, const Operand<T>& dy, int64_t rows, const Tensor& like,
+                    const Tensor& conv_weight, bool strided, ColumnSums& sums) {
+  Tensor dx = empty_dense({like.size(0), link.columns(), like.size(2), like.size(3)}, link.x);
+  const PackedWeight<T> packed(conv_weight.to(link.x.scalar_type()).flatten(1));
+  const int64_t bytes = unit_bytes<T>() * staggered_row<T>(dy.channels);
+  const Panels panels(rows, bytes, kPanelBytes);
+  Scratch scratch(panels.most() * bytes);
+  if (link.prologue.has_value()) {
+    sums.reserve(panels.count());
+    T* const to = mutable_data<T>(dx);
+    each_panel(panels, rows, [&](int64_t p, int64_t first, int64_t count) {
+      DataPanel<T> panel{};
+      panel.gradient = factor(dy, first, count, packed, scratch.mine());
+      panel.first = first;
+      panel.rows = count;
+      panel.columns = link.columns();
+      panel.y = data<T>(link.x);
+      panel.branch = link.prologue->vectors();
+      panel.sum_g = sums.first(p);
+      panel.sum_gd = sums.second(p);
+      panel.out = to;
+      block_kernels<T>().data(panel);
+    });
+    return dx;
+  }
+  InputPanel<T> whole =
+      strided ? input_panel<T>(link.x, Tensor(), Tensor(), {1, 1}, false, dx)
+              : input_panel<T>(link.x, link.residual, link.residual_mask, link.residual_stride,
+                               link.mask_by_x, dx);
+  each_panel(panels, rows, [&](int64_t, int64_t first, int64_t count) {
+    InputPanel<T> panel = whole;
+    panel.main = factor(dy, first, count, packed, scratch.mine());
+    panel.first = first;
+    panel.rows = count;
+    block_kernels<T>().input(panel);
+  });
+  return dx;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
@@ -53,16 +143,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
     const OptionalTensor& residual_mask_, at::IntArrayRef residual_stride, bool mask_by_x,
     bool need_dx, bool need_dw) {
   const ConvolutionScope scope;
-  const Tensor x = dense(x_), dout = dense(dout_), y = dense(y_);
-  const bool prologue = pro_mean.has_value();
+  const Tensor dout = dense(dout_), y = dense(y_);
   const Tensor out = out_.has_value() ? dense(*out_) : Tensor();
-  const Tensor residual = residual_.has_value() && !prologue ? dense(*residual_) : Tensor();
-  const Tensor residual_mask = residual_mask_.has_value() ? dense(*residual_mask_) : Tensor();
-  const int64_t columns = x.size(1), rows = x.numel() / std::max<int64_t>(1, columns);
+  const bool prologue = pro_mean.has_value();
+  Link link{dense(x_), {}, {}, residual_stride, mask_by_x && !prologue, {}};
+  const Tensor& x = link.x;
+  if (prologue) {
+    link.prologue.emplace(*pro_mean, *pro_invstd, pro_weight, pro_bias);
+  } else if (residual_.has_value()) {
+    link.residual = dense(*residual_);
+    link.residual_mask = residual_mask_.has_value() ? dense(*residual_mask_) : Tensor();
+  }
+  const int64_t columns = link.columns();
   ColumnSums sums(prologue ? columns : 0);
-  const bool pointwise = !prologue && groups == 1 && conv_weight.size(2) == 1 &&
-                         conv_weight.size(3) == 1 && stride[0] == 1 && stride[1] == 1 &&
-                         padding[0] == 0 && padding[1] == 0 && rows > 0;
+  const bool strided = stride[0] != 1 || stride[1] != 1;
+  const bool pointwise = groups == 1 && conv_weight.size(2) == 1 && conv_weight.size(3) == 1 &&
+                         stride[0] == stride[1] && !(strided && prologue) && padding[0] == 0 &&
+                         padding[1] == 0 && x.numel() > 0;
   Tensor dx, dw;
   if (pointwise) {
     const BranchLanes branch(mean, invstd, weight, bias);
@@ -74,25 +171,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
       dy.branch = branch.vectors();
       dy.gradient = gradient.vectors();
       dy.relu = relu;
-      const Operand<T> input = bn_operand<T>(x, {1, 1}, BranchLanes(), nullptr);
-      if (need_dw) dw = outer_product<T>(dy, input, rows, false, false, nullptr, x);
-      if (!need_dx) return;
-      dx = empty_dense(x.sizes(), x);
-      const PackedWeight<T> packed(conv_weight.to(x.scalar_type()).flatten(1));
-      const int64_t bytes = unit_bytes<T>() * whole_pairs(dy.channels);
-      const Panels panels(rows, bytes, kPanelBytes);
-      Scratch scratch(panels.most() * bytes);
-      const InputPanel<T> whole =
-          input_panel<T>(x, residual, residual_mask, residual_stride, mask_by_x, dx);
-      each_panel(panels, rows, [&](int64_t, int64_t first, int64_t count) {
-        InputPanel<T> panel = whole;
-        panel.main = factor(dy, first, count, packed, scratch.mine());
-        panel.first = first;
-        panel.rows = count;
-        block_kernels<T>().input(panel);
-      });
+      const int64_t rows = count_rows(y, dy.y);
+      if (need_dw) {
+        const BranchLanes none;
+        const Operand<T> input =
+            bn_operand<T>(x, stride, prologue ? *link.prologue : none, nullptr);
+        // the first operand is made again for every block of the second's columns
+        dw = dy.channels <= input.channels
+                 ? outer_product<T>(dy, input, rows, false, false, nullptr, x)
+                 : outer_product<T>(input, dy, rows, false, false, nullptr, x).t().contiguous();
+        dw = like_weight(dw.view({dw.size(0), dw.size(1), 1, 1}), conv_weight);
+      }
+      if (need_dx) {
+        dx = pointwise_dx<T>(link, dy, rows, dout, conv_weight, strided, sums);
+      }
     });
-    if (need_dw) dw = like_weight(dw.view({dw.size(0), dw.size(1), 1, 1}), conv_weight);
+    if (need_dx && strided) {
+      dx = pad_shortcut_backward(dx, x.sizes(), stride[0]);
+      finish_input(link, dx);
+    }
   } else {
     auto [dy, none] = bn_backward(dout, out_, y, mean, invstd, weight, bias, mean_g, mean_gx, {},
                                   {}, {}, {}, {}, {}, 1, relu || out.defined());
@@ -102,43 +199,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
     std::tie(dx, dw) = conv_backward(dy, input, conv_weight, stride, padding, dilation, groups,
                                      need_dx, need_dw);
     if (need_dx && prologue) {
-      const BranchLanes pro(*pro_mean, *pro_invstd, pro_weight, pro_bias);
-      const Panels panels(rows, x.element_size() * columns * 2, kPanelBytes);
-      sums.reserve(panels.count());
-      for_type(x.scalar_type(), [&](auto type) {
-        using T = decltype(type);
-        each_panel(panels, rows, [&](int64_t p, int64_t first, int64_t count) {
-          DataPanel<T> panel{};
-          panel.first = first;
-          panel.rows = count;
-          panel.columns = columns;
-          panel.y = data<T>(x);
-          panel.branch = pro.vectors();
-          panel.sum_g = sums.first(p);
-          panel.sum_gd = sums.second(p);
-          panel.out = mutable_data<T>(dx);
-          block_kernels<T>().mask_with_sums(panel);
-        });
-      });
-      auto [sum_g, sum_gx] = sums.totals(pro.invstd, x);
-      return {dx, need_dw ? dw : nothing(conv_weight), sum_g, sum_gx};
-    }
-    if (need_dx && (residual.defined() || mask_by_x)) {
-      const Panels panels(rows, x.element_size() * columns * 4, kPanelBytes);
-      for_type(x.scalar_type(), [&](auto type) {
-        using T = decltype(type);
-        const InputPanel<T> whole =
-            input_panel<T>(x, residual, residual_mask, residual_stride, mask_by_x, dx);
-        each_panel(panels, rows, [&](int64_t, int64_t first, int64_t count) {
-          InputPanel<T> panel = whole;
-          panel.first = first;
-          panel.rows = count;
-          block_kernels<T>().finish_input(panel);
-        });
-      });
+      mask_with_sums(link, dx, sums);
+    } else if (need_dx) {
+      finish_input(link, dx);
     }
   }
-  auto [sum_g, sum_gx] = sums.totals({}, x);
+  auto [sum_g, sum_gx] =
+      sums.totals(prologue ? link.prologue->invstd : std::vector<float>(), x);
   return {need_dx ? dx : nothing(x), need_dw ? dw : nothing(conv_weight), sum_g, sum_gx};
 }
 

@@ -74,8 +74,8 @@ Tensor expand(const Tensor& y_, const OptionalTensor& mean, const OptionalTensor
       kind = s_scale_.has_value() ? Residual::affine : Residual::identity;
     }
     const int64_t rows = count_rows(y, z.y);
-    const int64_t z_bytes = unit_bytes<T>() * whole_pairs(z.channels);
-    const int64_t x_bytes = unit_bytes<T>() * whole_pairs(x.channels);
+    const int64_t z_bytes = unit_bytes<T>() * staggered_row<T>(z.channels);
+    const int64_t x_bytes = unit_bytes<T>() * staggered_row<T>(x.channels);
     const Panels panels(rows, z_bytes + x_bytes, kPanelBytes);
     Scratch scratch(panels.most() * (z_bytes + x_bytes) + 64);
     T* const to = mutable_data<T>(out);
@@ -163,8 +163,8 @@ std::tuple<Tensor, Tensor, Tensor> expand_backward_data(
     const Operand<T> g = masked_operand<T>(dout, out);
     const Operand<T> z = bn_operand<T>(y, stride, branch, values_or_null(pivot, pivot_.has_value()));
     const int64_t rows = dout.numel() / std::max<int64_t>(1, dout.size(1));
-    const int64_t g_bytes = unit_bytes<T>() * whole_pairs(g.channels);
-    const int64_t z_bytes = mixing.has_value() ? unit_bytes<T>() * whole_pairs(columns) : 0;
+    const int64_t g_bytes = unit_bytes<T>() * staggered_row<T>(g.channels);
+    const int64_t z_bytes = mixing.has_value() ? unit_bytes<T>() * staggered_row<T>(columns) : 0;
     const Panels panels(rows, g_bytes + z_bytes, kPanelBytes);
     Scratch scratch(panels.most() * (g_bytes + z_bytes) + 64);
     sums.reserve(panels.count());

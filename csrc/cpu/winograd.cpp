@@ -69,13 +69,14 @@ struct Filters {
 
 Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
   const WinogradKernels& kernel = winograd_kernels();
-  const int64_t in = filters.depth, out = filters.columns, ldc = padded_columns(out);
+  const int64_t in = filters.depth, out = filters.columns;
+  const int64_t ldv = staggered(in), ldc = staggered(padded_columns(out));
   Tensor y = empty_dense({x.size(0), out, x.size(2), x.size(3)}, x);
   const Tiles tiles(x);
   // at least 128 tiles a panel: every panel reads all filters
-  const int64_t row_bytes = kPositions * 4 * (in + ldc);
+  const int64_t row_bytes = kPositions * 4 * (ldv + ldc);
   const Panels panels(tiles.count(), row_bytes, std::max<int64_t>(int64_t{640} << 10, 128 * row_bytes));
-  const int64_t most = panels.most(), v_step = most * in + kStagger, m_step = most * ldc + kStagger;
+  const int64_t most = panels.most(), v_step = most * ldv + kStagger, m_step = most * ldc + kStagger;
   Scratch scratch((kPositions * (v_step + m_step) + 2 * std::max(in, ldc)) * 4);
   const float* const from = data<float>(x);
   const float* const units = filters.units.const_data_ptr<float>();
@@ -91,11 +92,11 @@ Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
       const float* pixels[16];
       for (int64_t t = 0; t < count; ++t) {
         tiles.pixels<const float>(from, in, first + t, 4, -1, zeros, pixels);
-        kernel.input(pixels, in, v + t * in, v_step);
+        kernel.input(pixels, in, v + t * ldv, v_step);
       }
       for (int64_t i = 0; i < kPositions; ++i) {
-        kernel.product(v + i * v_step, count, in, units + i * filters.step, out, m + i * m_step,
-                       ldc);
+        kernel.product(v + i * v_step, ldv, count, in, units + i * filters.step, out,
+                       m + i * m_step, ldc);
       }
       float* targets[4];
       for (int64_t t = 0; t < count; ++t) {
@@ -155,8 +156,8 @@ Tensor winograd_backward_weight(const Tensor& dy, const Tensor& x) {
   Tensor sums = at::empty({pieces.groups * group_step}, x.options());
   float* const all = sums.mutable_data_ptr<float>();
   constexpr int64_t kTiles = 64;
-  const int64_t v_step = kTiles * pieces.in_block + kStagger;
-  const int64_t m_step = kTiles * pieces.out_block + kStagger;
+  const int64_t ldv = staggered(pieces.in_block), ldm = staggered(pieces.out_block);
+  const int64_t v_step = kTiles * ldv + kStagger, m_step = kTiles * ldm + kStagger;
   Scratch scratch((kPositions * (v_step + m_step) + std::max(in, ld)) * 4);
   const float *const from_x = data<float>(x), *const from_dy = data<float>(dy);
   at::parallel_for(0, pieces.count(), 1, [&](int64_t begin, int64_t end) {
@@ -180,12 +181,12 @@ Tensor winograd_backward_weight(const Tensor& dy, const Tensor& x) {
         const float* pixels[16];
         for (int64_t t = 0; t < count; ++t) {
           tiles.pixels<const float>(from_x + i0, in, first + t, 4, -1, zeros, pixels);
-          kernel.input(pixels, ins, v + t * ins, v_step);
+          kernel.input(pixels, ins, v + t * ldv, v_step);
           tiles.pixels<const float>(from_dy + j0, out, first + t, 2, 0, zeros, pixels);
-          kernel.gradient(pixels, outs, m + t * outs, m_step);
+          kernel.gradient(pixels, outs, m + t * ldm, m_step);
         }
         for (int64_t i = 0; i < kPositions; ++i) {
-          blocks.accumulate(v + i * v_step, ins, ins, m + i * m_step, outs, outs, count,
+          blocks.accumulate(v + i * v_step, ldv, ins, m + i * m_step, ldm, outs, count,
                             c + i * step, ld, ins);
         }
       }

@@ -153,10 +153,10 @@ void winograd_weight_gradient(const float* u, int64_t u_stride, int64_t step, in
   }
 }
 
-void winograd_product(const float* a, int64_t rows, int64_t depth, const float* b, int64_t columns,
-                      float* c, int64_t ldc) {
+void winograd_product(const float* a, int64_t lda, int64_t rows, int64_t depth, const float* b,
+                      int64_t columns, float* c, int64_t ldc) {
   each_panel_tile(rows, columns, depth, [&](int64_t row, int64_t count, int64_t column, int64_t) {
-    any_tile<Single, false>(count, a + row * depth, depth, b + column * depth, kTileColumns, depth,
+    any_tile<Single, false>(count, a + row * lda, lda, b + column * depth, kTileColumns, depth,
                             c + row * ldc + column, ldc, false);
   });
 }

@@ -31,7 +31,7 @@ struct WinogradKernels {
                           int64_t group_step, int64_t rows, int64_t columns, float* taps,
                           int64_t column_stride);
   // c [rows, columns] = a [rows, depth] times a packed weight.
-  void (*product)(const float* a, int64_t rows, int64_t depth, const float* b, int64_t columns,
+  void (*product)(const float* a, int64_t lda, int64_t rows, int64_t depth, const float* b, int64_t columns,
                   float* c, int64_t ldc);
 };
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import backends
+from .._checks import uncast
 
 
 def hold_backend(ctx: Any) -> None:
@@ -22,15 +23,16 @@ def hold_backend(ctx: Any) -> None:
 
 
 def same_backend(backward: Callable) -> Callable:
-    """A backward under the backend that its forward remembered; no gradient in, none out."""
+    """A backward under its forward's backend, without autocast; no gradient in, none out."""
 
     @wraps(backward)
     def held(ctx, *gradients):
         if gradients[0] is None:
             return (None,) * len(ctx.needs_input_grad)
-        if ctx.forced_backend is None:
-            return backward(ctx, *gradients)
-        with backends.holding(ctx.forced_backend):
-            return backward(ctx, *gradients)
+        with uncast(gradients[0].device.type):
+            if ctx.forced_backend is None:
+                return backward(ctx, *gradients)
+            with backends.holding(ctx.forced_backend):
+                return backward(ctx, *gradients)
 
     return held

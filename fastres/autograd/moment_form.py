@@ -40,8 +40,12 @@ class Moments(NamedTuple):
 
 
 class Affine(NamedTuple):
-    """y's BN as the epilogue of the product: ((z - pivot) W^T) * scale + shift."""
+    """y's BN as the epilogue of the product: ((z - pivot) W^T) * scale + shift.
 
+    `weight` is W as the product uses it, in z's dtype.
+    """
+
+    weight: Tensor
     pivot: Tensor | None
     scale: Tensor
     shift: Tensor
@@ -59,8 +63,8 @@ class Gradients(NamedTuple):
 
 
 def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """matrix @ vector in full precision, also where products of matrices may be made in TF32."""
-    return (matrix * vector).sum(1)
+    """matrix @ vector. Unlike a product of two matrices it is never made in TF32."""
+    return torch.mv(matrix, vector)
 
 
 def exact(y: Tensor) -> bool:
@@ -95,9 +99,9 @@ def pivot_of(y: Tensor, prologue: Prologue, stride: tuple[int, int], like: Tenso
     return first.sum((0, 2, 3)) / max(first.shape[2] * first.shape[3], 1)
 
 
-def as_matrix(weight: Tensor, y: Tensor, like: Tensor) -> Tensor:
-    """W [N, K] in the statistics' dtype, rounded as the product rounds it."""
-    return weight.detach().flatten(1).to(y.dtype).to(like.dtype)
+def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
+    """W [N, K], which is in the dtype of its product, in the statistics' dtype."""
+    return weight.flatten(1).to(like.dtype)
 
 
 def forward(
@@ -117,7 +121,8 @@ def forward(
         dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
         like = torch.empty(0, dtype=dtype, device=y.device)
     pivot = pivot_of(y, prologue, stride, like)
-    matrix = as_matrix(weight, y, like)
+    weight = weight.detach().to(y.dtype)
+    matrix = as_matrix(weight, like)
     if bn.training:
         moments, branch = _measured(y, prologue, pivot, matrix, stride, bn)
     else:
@@ -134,7 +139,7 @@ def forward(
             shift = shift + moments.shift * scale
     if beta is not None:
         shift = shift + beta.detach().to(like.dtype)
-    return moments, Affine(pivot if exact(y) else None, scale, shift), branch
+    return moments, Affine(weight, pivot if exact(y) else None, scale, shift), branch
 
 
 def _measured(
@@ -183,15 +188,16 @@ def backward(
         rows: M, the rows of this rank.
         y: the input of the convolution, for the dtype its products are made in.
     """
-    matrix = as_matrix(weight, y, mean)
+    matrix = as_matrix(weight.detach().to(y.dtype), mean)
     scale = scale_of(invstd, gamma)
-    gain = matrix * scale[:, None]
+    gain = (matrix * scale[:, None]).to(y.dtype)
+    product = product.t().contiguous()  # [N, K] as the weight
     # sum of g * (y - mean)
-    sum_gy = (matrix.t() * product).sum(0)
+    sum_gy = (matrix * product).sum(1)
+    dmatrix = (product * scale[:, None]).addr_(scale * sum_g, moments.pivot)
     if moments.offset is None:
         sum_gy = sum_gy + (times(matrix, moments.pivot) - mean) * sum_g
-        dmatrix = (product + torch.outer(moments.pivot, sum_g)) * scale
-        return Gradients(gain.to(y.dtype), None, None, dmatrix.t(), invstd * sum_gy, sum_g)
+        return Gradients(gain, None, None, dmatrix, invstd * sum_gy, sum_g)
     sum_gy = sum_gy - times(matrix, moments.offset) * sum_g
     if moments.shift is not None:
         sum_gy = sum_gy + moments.shift * sum_g
@@ -200,27 +206,24 @@ def backward(
         both = torch.cat([sum_g, sum_gy])
         dist.all_reduce(both, group=bn.process_group)
         all_g, all_gy = both.split(sum_g.numel())
-    # dy = scale * g + slope * (y - mean) + level
-    share = 1 / at_least_one(count)
-    slope = -scale * invstd.square() * all_gy * share
-    level = -scale * all_g * share
+    # dy = scale * (g - mean_g) + slope * (y - mean)
+    mean_g = all_g / at_least_one(count)
+    slope = -scale * invstd.square() * all_gy / at_least_one(count)
+    level = -scale * mean_g
     centre = moments.pivot + moments.offset
-    along = level if moments.shift is None else level + moments.shift * slope
-    dmatrix = (
-        (product + torch.outer(moments.pivot, sum_g)) * scale
-        + (moments.covariance @ matrix.t()) * (slope * rows)
-        + torch.outer(centre * rows, along)
-    )
-    # of the matrices as the products use them: a gradient that must vanish then does
-    gain = gain.to(y.dtype)
-    mixing = (matrix.t() * slope) @ matrix
+    if moments.shift is not None:
+        level = level + moments.shift * slope
+    tilted = matrix * slope[:, None]
+    dmatrix.addmm_(tilted, moments.covariance * rows).addr_(level * rows, centre)
+    mixing = matrix.t() @ tilted
     mixing = ((mixing + mixing.t()) / 2).to(y.dtype)  # symmetric after rounding as well
+    # of the matrices as the products use them: a gradient that must vanish then does
     operand_pivot = moments.pivot if exact(y) else 0
-    constant = -times(gain.to(mean.dtype).t(), all_g * share)
+    constant = -times(gain.to(mean.dtype).t(), mean_g)
     constant = constant - times(mixing.to(mean.dtype), centre - operand_pivot)
     if moments.shift is not None:
-        constant = constant + times(matrix.t(), moments.shift * slope)
-    return Gradients(gain, mixing, constant, dmatrix.t(), invstd * sum_gy, sum_g)
+        constant = constant + times(tilted.t(), moments.shift)
+    return Gradients(gain, mixing, constant, dmatrix, invstd * sum_gy, sum_g)
 
 
 def at_least_one(count: Tensor | int) -> Tensor | int:

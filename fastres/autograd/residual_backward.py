@@ -166,7 +166,7 @@ def _expansion(
     )  # fmt: skip
     gradients: list[Tensor | None] = [None] * TENSORS
     if wanted[0]:
-        gradients[0] = torch.empty_like(own.weight).copy_(found.dmatrix.view(own.weight.shape))
+        gradients[0] = _like_weight(found.dmatrix, own.weight)
     gradients[1] = parameter_gradient(found.dweight, own.gamma, wanted[1])
     gradients[2] = parameter_gradient(found.dbias, own.beta, wanted[2])
     if not need_dz:
@@ -176,6 +176,14 @@ def _expansion(
         dout, mask, y, *before, pivot, found.gain, found.mixing, found.constant, stride
     )
     return dz, _Sums(*sums), gradients
+
+
+def _like_weight(matrix: Tensor, weight: Tensor) -> Tensor:
+    """A gradient [N, K] in the form of its 1x1 weight, strides of extents of one included."""
+    # Dynamo cannot ask that of a weight in a backward pass, and its compiler saves the copy
+    if not torch.compiler.is_compiling() and weight.is_contiguous():
+        return matrix.to(weight.dtype).as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight).copy_(matrix.view(weight.shape))
 
 
 def _projection(

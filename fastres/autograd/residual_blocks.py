@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .._checks import uncast
 from ..backends import launch
 from . import moment_form
 from .batch_norm import Branch, Normalisation, frozen, measured
@@ -73,7 +74,8 @@ class ResidualBlocks(torch.autograd.Function):
             ahead = None
             if index + 1 < len(blocks) and _continues(block, blocks[index + 1], tensors[start]):
                 ahead = tensors[start]
-            out, saved, branches, first = _block(passed[-1], block, parameters, first, ahead)
+            with uncast(x.device.type):
+                out, saved, branches, first = _block(passed[-1], block, parameters, first, ahead)
             passed.append(out)
             kept.append(saved)
             for layer, branch in zip(block.all_layers, branches, strict=True):
@@ -167,7 +169,7 @@ def _block(
         branches.append(branch)
         beside, projected = _shortcut(x, block, parameters[-1], layers, branches)
         operands = (
-            y, *prologue, affine.pivot, own.weight, affine.scale, affine.shift,
+            y, *prologue, affine.pivot, affine.weight, affine.scale, affine.shift,
             *beside, True,
         )  # fmt: skip
         if ahead is None:
@@ -213,7 +215,8 @@ def _shortcut(
         moments, affine, branch = moment_form.forward(x, Prologue(), *own, geometry.stride, bn)
         layers.append(SavedLayer(*own[:3], None, branch.mean, branch.invstd))
         branches.append(branch)
-        return _Shortcut(x, affine.pivot, own.weight, *affine[1:], geometry.stride), moments
+        weight, pivot, scale, shift = affine
+        return _Shortcut(x, pivot, weight, scale, shift, geometry.stride), moments
     _project(x, block, own, layers, branches)
     scale, shift = affine_of(*layers[-1].normalisation)
     return _Shortcut(layers[-1].y, scale=scale, shift=shift), None

@@ -17,6 +17,7 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch import Tensor
 
+from .._checks import uncast
 from .ops import FAKES, SCHEMAS
 
 NAMES = ("native", "triton", "reference")
@@ -111,6 +112,16 @@ def chosen(device: torch.device | str, dtype: torch.dtype) -> str:
     return _decide(forced(), torch.device(device), dtype).__name__.rpartition(".")[2]
 
 
+def rows_per_channel(device: torch.device) -> int:
+    """From how many rows for every output channel the moment form pays.
+
+    What it computes from moments and weights alone does not grow with the batch. On two CPU cores,
+    ResNet-50 at batch 16: 1.42x eager in fp32 with layer1 and layer2 in moment form (24 rows and
+    more), 1.32x with layer3 (3 rows) as well, 1.29x without. On a GPU it is not measured yet.
+    """
+    return 16 if device.type == "cpu" else 4
+
+
 def counts() -> Counter[str]:
     """Launches since the last `reset_counts`, by "operator:backend"."""
     return Counter(_launches)
@@ -127,7 +138,8 @@ def _dispatcher(operator: str) -> Callable:
     def dispatch(anchor: Tensor, *args):
         module = _choose(anchor)
         _launches[labels[module.__name__.rpartition(".")[2]]] += 1
-        return getattr(module, operator)(anchor, *args)
+        with uncast(anchor.device.type):
+            return getattr(module, operator)(anchor, *args)
 
     return dispatch
 

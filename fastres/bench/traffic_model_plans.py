@@ -214,12 +214,12 @@ def _channels_last(module: nn.Module) -> nn.Module:
 @contextmanager
 def _no_moments() -> Iterator[None]:
     """Let no block have the rows that make the moment form worth its while."""
-    before = whole_blocks.ROWS_PER_CHANNEL
-    whole_blocks.ROWS_PER_CHANNEL = math.inf
+    before = whole_blocks.rows_per_channel
+    whole_blocks.rows_per_channel = lambda device: math.inf
     try:
         yield
     finally:
-        whole_blocks.ROWS_PER_CHANNEL = before
+        whole_blocks.rows_per_channel = before
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -16,6 +17,7 @@ from .._checks import (
     check_training_batch,
 )
 from ..autograd import Block, Layer, ResidualBlocks
+from ..backends import rows_per_channel
 from .state import (
     BatchNormState,
     Measured,
@@ -26,11 +28,6 @@ from .state import (
 )
 
 MEMORY = ("fast", "low")
-
-# Below this many rows for every output channel, what the moment form computes from moments and
-# weights alone costs more than the passes that it saves.
-ROWS_PER_CHANNEL = 3
-
 
 class ConvBN(NamedTuple):
     """A convolution without a bias, weight [C_out, C_in / groups, KH, KW], and the BN after it."""
@@ -129,7 +126,7 @@ def _plan(
         check_identity(size, here, stride)
         if stride != 1 or size[1] != here[1]:
             kind = "pad"
-    least = least_rows(block.layers, memory)
+    least = least_rows(block.layers, memory, like.device)
     moments = least is not None and here[0] * here[2] * here[3] >= least
     projected = moments and projection is not None and _pointwise(block.shortcut, strided=True)
     planned.blocks.append(Block(tuple(layers), kind, stride, projection, moments, projected))
@@ -156,7 +153,7 @@ def _pointwise(layer: ConvBN, *, strided: bool) -> bool:
     return plain and geometry.padding == (0, 0) and (strided or geometry.stride == (1, 1))
 
 
-def least_rows(layers: Sequence[ConvBN], memory: str) -> int | None:
+def least_rows(layers: Sequence[ConvBN], memory: str, device: torch.device) -> int | None:
     """From how many rows N*H*W on the last layer of a block is in moment form; None: never.
 
     It must be a 1x1 convolution to at least twice the channels that it reads.
@@ -164,4 +161,4 @@ def least_rows(layers: Sequence[ConvBN], memory: str) -> int | None:
     outer, inner = layers[-1].weight.shape[:2]
     if len(layers) < 2 or not _pointwise(layers[-1], strided=False) or outer < 2 * inner:
         return None
-    return 0 if memory == "low" else ROWS_PER_CHANNEL * outer
+    return 0 if memory == "low" else rows_per_channel(device) * outer
