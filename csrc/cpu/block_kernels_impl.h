@@ -13,52 +13,74 @@ inline uint32_t bf16_bits(float v) {
 inline float rounded(float v, const float*) { return v; }
 inline float rounded(float v, const bf16*) { return __builtin_bit_cast(float, bf16_bits(v)); }
 
-// Where the units of row r go, and how: fp32 rows, bf16 rows, or bf16 pairs of two rows.
+// Where the units of an operand go: rows of fp32 or bf16, or rows of pairs that join two rows.
 template <typename T, bool PAIRS>
 struct Writer {
   Order order;
-  int64_t ld;
+  int64_t ld, channels;
   void* to;
+  float* sums;  // [channels] of what is written, before rounding; may be null
 
-  // fn(c) is the value of column c.
+  // row(r) gives a function of the column; columns from `channels` up to ld become zero.
   template <typename F>
-  void row(int64_t r, int64_t channels, F fn) const {
+  void write(int64_t rows, F row) const {
+    sums == nullptr ? write_rows<false>(rows, row) : write_rows<true>(rows, row);
+  }
+
+ private:
+  template <bool SUMS, typename F>
+  void write_rows(int64_t rows, F row) const {
     if constexpr (!PAIRS) {
-      float* __restrict units = static_cast<float*>(to) + r * ld;
-#pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) units[c] = rounded(fn(c), static_cast<T*>(nullptr));
-      for (int64_t c = channels; c < ld; ++c) units[c] = 0.0f;
+      for (int64_t r = 0; r < rows; ++r) {
+        float* __restrict units = static_cast<float*>(to) + r * ld;
+        const auto value = row(r);
+        each_value<SUMS>([&](int64_t c, float v) { units[c] = rounded(v, static_cast<T*>(to)); },
+                         value);
+        for (int64_t c = channels; c < ld; ++c) units[c] = 0.0f;
+      }
     } else if (order == Order::rows) {
-      bf16* __restrict units = static_cast<bf16*>(to) + r * ld;
-#pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) store(units, c, fn(c));
-      for (int64_t c = channels; c < ld; ++c) units[c] = bf16{};
-    } else if (r % 2 == 0) {
-      uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
-#pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) units[c] = bf16_bits(fn(c)) >> 16;
-      for (int64_t c = channels; c < ld; ++c) units[c] = 0;
+      for (int64_t r = 0; r < rows; ++r) {
+        bf16* __restrict units = static_cast<bf16*>(to) + r * ld;
+        const auto value = row(r);
+        each_value<SUMS>([&](int64_t c, float v) { store(units, c, v); }, value);
+        for (int64_t c = channels; c < ld; ++c) units[c] = bf16{};
+      }
     } else {
-      uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
+      for (int64_t r = 0; r < rows; r += 2) {
+        uint32_t* __restrict units = static_cast<uint32_t*>(to) + r / 2 * ld;
+        const auto value = row(r);
+        if (r + 1 < rows) {
+          pair_of_rows<SUMS>(units, value, row(r + 1));
+        } else {
+          each_value<SUMS>([&](int64_t c, float v) { units[c] = bf16_bits(v) >> 16; }, value);
+        }
+        for (int64_t c = channels; c < ld; ++c) units[c] = 0;
+      }
+    }
+  }
+
+  template <bool SUMS, typename S, typename F>
+  void each_value(S put, F value) const {
+    float* __restrict total = sums;
 #pragma GCC ivdep
-      for (int64_t c = 0; c < channels; ++c) units[c] |= bf16_bits(fn(c));
+    for (int64_t c = 0; c < channels; ++c) {
+      const float v = value(c);
+      if constexpr (SUMS) total[c] += v;
+      put(c, v);
+    }
+  }
+
+  template <bool SUMS, typename F>
+  void pair_of_rows(uint32_t* __restrict units, F first, F second) const {
+    float* __restrict total = sums;
+#pragma GCC ivdep
+    for (int64_t c = 0; c < channels; ++c) {
+      const float a = first(c), b = second(c);
+      if constexpr (SUMS) total[c] += a + b;
+      units[c] = bf16_bits(a) >> 16 | bf16_bits(b);
     }
   }
 };
-
-template <typename T, bool PAIRS, typename F>
-void write(const Writer<T, PAIRS>& writer, int64_t r, int64_t channels, float* __restrict sums,
-           F fn) {
-  if (sums == nullptr) {
-    writer.row(r, channels, fn);
-    return;
-  }
-  writer.row(r, channels, [&](int64_t c) {
-    const float v = fn(c);
-    sums[c] += v;
-    return v;
-  });
-}
 
 // Rows from the one at hand to the one to ask for: about 2 KiB ahead.
 template <typename T>
@@ -75,97 +97,108 @@ inline void prefetch_row(const T* p, int64_t channels) {
 }
 
 template <typename T, bool PAIRS>
-void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer,
-             float* sums) {
-  const float* __restrict mean = o.branch.mean;
-  const float* __restrict scale = o.branch.scale;
-  const float* __restrict bias = o.branch.bias;
-  const float* __restrict pivot = o.pivot;
-  const auto z = [&](const T* y, int64_t c) {
+void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer) {
+  const float* const mean = o.branch.mean;
+  const float* const scale = o.branch.scale;
+  const float* const bias = o.branch.bias;
+  const float* const pivot = o.pivot;
+  const int64_t ahead = o.y.dense() ? rows_ahead<T>(o.channels) * o.y.channels : 0;
+  const auto row = [&](int64_t r) {
+    const T* const y = o.y.at(first + r);
+    prefetch_row(y + ahead, o.channels);
+    return y;
+  };
+  const auto z = [=](const T* y, int64_t c) {
     const float v = (load(y, c) - mean[c]) * scale[c] + bias[c];
     return rounded(v <= 0.0f ? 0.0f : v, y);
   };
-  const int64_t ahead = rows_ahead<T>(o.channels);
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* __restrict y = o.y.at(first + r);
-    if (o.y.dense()) prefetch_row(y + ahead * o.y.channels, o.channels);
-    if (mean != nullptr && pivot != nullptr) {
-      write(writer, r, o.channels, sums, [&](int64_t c) { return z(y, c) - pivot[c]; });
-    } else if (mean != nullptr) {
-      write(writer, r, o.channels, sums, [&](int64_t c) { return z(y, c); });
-    } else if (pivot != nullptr) {
-      write(writer, r, o.channels, sums, [&](int64_t c) { return load(y, c) - pivot[c]; });
-    } else {
-      write(writer, r, o.channels, sums, [&](int64_t c) { return load(y, c); });
-    }
+  if (mean != nullptr && pivot != nullptr) {
+    writer.write(rows, [&](int64_t r) {
+      return [=, y = row(r)](int64_t c) { return z(y, c) - pivot[c]; };
+    });
+  } else if (mean != nullptr) {
+    writer.write(rows, [&](int64_t r) { return [=, y = row(r)](int64_t c) { return z(y, c); }; });
+  } else if (pivot != nullptr) {
+    writer.write(rows, [&](int64_t r) {
+      return [=, y = row(r)](int64_t c) { return load(y, c) - pivot[c]; };
+    });
+  } else {
+    writer.write(rows, [&](int64_t r) {
+      return [y = row(r)](int64_t c) { return load(y, c); };
+    });
   }
 }
 
 template <typename T, bool PAIRS>
-void pack_masked(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer,
-                 float* sums) {
+void pack_masked(const Operand<T>& o, int64_t first, int64_t rows,
+                 const Writer<T, PAIRS>& writer) {
   const int64_t ahead = rows_ahead<T>(o.channels) * o.step;
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* __restrict g = o.dout + (first + r) * o.step;
-    prefetch_row(g + ahead, o.channels);
-    if (o.out == nullptr) {
-      write(writer, r, o.channels, sums, [&](int64_t c) { return load(g, c); });
-    } else {
-      const T* __restrict out = o.out + (first + r) * o.step;
-      prefetch_row(out + ahead, o.channels);
-      write(writer, r, o.channels, sums,
-            [&](int64_t c) { return load(out, c) <= 0.0f ? 0.0f : load(g, c); });
-    }
+  const auto row = [&](const T* from, int64_t r) {
+    const T* const p = from + (first + r) * o.step;
+    prefetch_row(p + ahead, o.channels);
+    return p;
+  };
+  if (o.out == nullptr) {
+    writer.write(rows, [&](int64_t r) {
+      return [g = row(o.dout, r)](int64_t c) { return load(g, c); };
+    });
+  } else {
+    writer.write(rows, [&](int64_t r) {
+      return [g = row(o.dout, r), out = row(o.out, r)](int64_t c) {
+        return load(out, c) <= 0.0f ? 0.0f : load(g, c);
+      };
+    });
   }
 }
 
 template <typename T, Mask MASK, bool PAIRS>
 void pack_dy_mask(const Operand<T>& o, int64_t first, int64_t rows,
                   const Writer<T, PAIRS>& writer) {
-  const float* __restrict mean = o.branch.mean;
-  const float* __restrict scale = o.branch.scale;
-  const float* __restrict bias = o.branch.bias;
-  const float* __restrict a = o.gradient.a;
-  const float* __restrict b = o.gradient.b;
-  const float* __restrict shift = o.gradient.c;
+  const float* const mean = o.branch.mean;
+  const float* const scale = o.branch.scale;
+  const float* const bias = o.branch.bias;
+  const float* const a = o.gradient.a;
+  const float* const b = o.gradient.b;
+  const float* const shift = o.gradient.c;
   const int64_t ahead = rows_ahead<T>(o.channels) * o.step;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (first + r) * o.step;
-    const T* __restrict y = o.y.base + at;
-    const T* __restrict g = o.dout + at;
-    const T* __restrict out = o.out + at;
-    prefetch_row(y + ahead, o.channels);
-    prefetch_row(g + ahead, o.channels);
-    if constexpr (MASK == Mask::out) prefetch_row(out + ahead, o.channels);
-    const auto gradient = [&](int64_t c, float d) {
-      return masked<T, MASK>(g, out, c, d, scale[c], bias[c]);
-    };
-    if (b == nullptr) {
-      writer.row(r, o.channels, [&](int64_t c) {
-        return a[c] * gradient(c, load(y, c) - mean[c]);
-      });
-    } else {
-      writer.row(r, o.channels, [&](int64_t c) {
+  const auto row = [&](const T* from, int64_t r) {
+    const T* const p = from + (first + r) * o.step;
+    prefetch_row(p + ahead, o.channels);
+    return p;
+  };
+  const auto out_row = [&](int64_t r) { return MASK == Mask::out ? row(o.out, r) : nullptr; };
+  const auto gradient = [=](const T* g, const T* out, int64_t c, float d) {
+    return masked<T, MASK>(g, out, c, d, scale[c], bias[c]);
+  };
+  if (b == nullptr) {
+    writer.write(rows, [&](int64_t r) {
+      return [=, y = row(o.y.base, r), g = row(o.dout, r), out = out_row(r)](int64_t c) {
+        return a[c] * gradient(g, out, c, load(y, c) - mean[c]);
+      };
+    });
+  } else {
+    writer.write(rows, [&](int64_t r) {
+      return [=, y = row(o.y.base, r), g = row(o.dout, r), out = out_row(r)](int64_t c) {
         const float d = load(y, c) - mean[c];
-        return a[c] * gradient(c, d) + (b[c] * d + shift[c]);
-      });
-    }
+        return a[c] * gradient(g, out, c, d) + (b[c] * d + shift[c]);
+      };
+    });
   }
 }
 
 template <typename T, bool PAIRS>
 void pack(const Operand<T>& o, int64_t first, int64_t rows, Order order, int64_t ld, void* to,
           float* sums) {
-  const Writer<T, PAIRS> writer{order, ld, to};
+  const Writer<T, PAIRS> writer{order, ld, o.channels, to, sums};
   if (o.gradient.a != nullptr) {
     const auto run = o.out != nullptr ? &pack_dy_mask<T, Mask::out, PAIRS>
                      : o.relu         ? &pack_dy_mask<T, Mask::again, PAIRS>
                                       : &pack_dy_mask<T, Mask::all, PAIRS>;
     run(o, first, rows, writer);
   } else if (o.dout != nullptr) {
-    pack_masked<T, PAIRS>(o, first, rows, writer, sums);
+    pack_masked<T, PAIRS>(o, first, rows, writer);
   } else {
-    pack_bn<T, PAIRS>(o, first, rows, writer, sums);
+    pack_bn<T, PAIRS>(o, first, rows, writer);
   }
 }
 
@@ -362,8 +395,9 @@ void expand(const ExpandPanel<T>& p) {
 }
 
 // dz of one row where the ReLU of y let through, with the sums of what is stored. `value` may be
-// where dz goes.
-template <typename T, typename V>
+// where dz goes. CONSTANT is no condition within the loop: that would become a load from null under
+// an empty mask, which costs the processor hundreds of cycles.
+template <typename T, typename V, bool CONSTANT>
 inline void masked_columns(const V* value, const float* __restrict constant, int64_t columns,
                            const T* __restrict y, const float* __restrict mean,
                            const float* __restrict scale, const float* __restrict bias,
@@ -371,7 +405,7 @@ inline void masked_columns(const V* value, const float* __restrict constant, int
 #pragma GCC ivdep
   for (int64_t j = 0; j < columns; ++j) {
     const float d = load(y, j) - mean[j];
-    const float dz = constant == nullptr ? load(value, j) : load(value, j) + constant[j];
+    const float dz = CONSTANT ? load(value, j) + constant[j] : load(value, j);
     const float v = rounded(d * scale[j] + bias[j] <= 0.0f ? 0.0f : dz, y);
     store(out, j, v);
     sum_g[j] += v;
@@ -402,10 +436,11 @@ void data(const DataPanel<T>& p) {
         }
         continue;
       }
+      const auto masked_row = constant == nullptr ? &masked_columns<T, float, false>
+                                                  : &masked_columns<T, float, true>;
       const auto run = [&](int64_t width) {
-        masked_columns(acc, constant, width, p.y + at, p.branch.mean + column,
-                       p.branch.scale + column, p.branch.bias + column, p.sum_g + column,
-                       p.sum_gd + column, p.out + at);
+        masked_row(acc, constant, width, p.y + at, p.branch.mean + column, p.branch.scale + column,
+                   p.branch.bias + column, p.sum_g + column, p.sum_gd + column, p.out + at);
       };
       columns == kTileColumns ? run(kTileColumns) : run(columns);
     }
@@ -418,7 +453,7 @@ void mask_with_sums(const DataPanel<T>& p) {
     const int64_t at = row * p.columns;
     prefetch(p.out, at, p.columns);
     prefetch(p.y, at, p.columns);
-    masked_columns<T, T>(p.out + at, nullptr, p.columns, p.y + at, p.branch.mean, p.branch.scale,
+    masked_columns<T, T, false>(p.out + at, nullptr, p.columns, p.y + at, p.branch.mean, p.branch.scale,
                          p.branch.bias, p.sum_g, p.sum_gd, p.out + at);
   }
 }

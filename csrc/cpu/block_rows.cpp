@@ -43,14 +43,17 @@ char* Scratch::mine() {
 std::tuple<at::Tensor, at::Tensor> ColumnSums::totals(const std::vector<float>& factor,
                                                       const at::Tensor& like) const {
   std::vector<double> total(2 * columns_, 0.0);
-  for (size_t i = 0; i < partial_.size(); ++i) total[i % (2 * columns_)] += partial_[i];
-  at::Tensor sums[2] = {empty_vector(columns_, like), empty_vector(columns_, like)};
+  const int64_t sums = 2 * columns_;
+  for (auto from = partial_.begin(); from != partial_.end(); from += sums) {
+    for (int64_t i = 0; i < sums; ++i) total[i] += from[i];
+  }
+  at::Tensor result[2] = {empty_vector(columns_, like), empty_vector(columns_, like)};
   for (int64_t c = 0; c < columns_; ++c) {
     const float share = factor.empty() ? 1.0f : factor[c];
-    sums[0].mutable_data_ptr<float>()[c] = static_cast<float>(total[c]);
-    sums[1].mutable_data_ptr<float>()[c] = static_cast<float>(total[columns_ + c] * share);
+    result[0].mutable_data_ptr<float>()[c] = static_cast<float>(total[c]);
+    result[1].mutable_data_ptr<float>()[c] = static_cast<float>(total[columns_ + c] * share);
   }
-  return {sums[0], sums[1]};
+  return {result[0], result[1]};
 }
 
 template <typename T>
@@ -86,18 +89,21 @@ Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const Pack
 namespace {
 
 // Rows in groups and columns in blocks: a piece of the product stays in the second cache, and
-// what the groups leave behind is small beside what they read.
+// what the groups leave behind is small beside what they read. Pieces of one size, an even number.
 struct Split {
-  Split(int64_t m, int64_t n, int64_t rows) {
+  Split(int64_t m, int64_t n, int64_t rows) : tiles(padded_columns(n) / kTileColumns) {
     constexpr int64_t kPiece = int64_t{1} << 17, kPartials = int64_t{1} << 20;  // values
-    block = std::clamp<int64_t>(kPiece / std::max<int64_t>(1, m) / kTileColumns * kTileColumns,
-                                kTileColumns, padded_columns(n));
-    blocks = (n + block - 1) / block;
+    const int64_t fits = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, m) / kTileColumns);
+    blocks = (tiles + fits - 1) / fits;
+    if (blocks > 1) blocks = std::min(tiles, (blocks + 1) / 2 * 2);
     groups = std::clamp<int64_t>(std::min(kPartials / std::max<int64_t>(1, m * n), rows / 512), 1,
                                  16);
+    if (groups > 1) groups = groups / 2 * 2;
   }
+  int64_t column(int64_t block) const { return tiles * block / blocks * kTileColumns; }
+  int64_t widest() const { return (tiles + blocks - 1) / blocks * kTileColumns; }
 
-  int64_t block, blocks, groups;
+  int64_t tiles, blocks, groups;
 };
 
 // A column of ones beside the units of an operand: its product is the other one's column sums.
@@ -114,8 +120,8 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   const BlockKernels<T>& kernel = block_kernels<T>();
   const int64_t own = a.channels, m = own + (with_ones ? 1 : 0), n = b.channels;
   const int64_t lda = staggered(symmetric ? padded_columns(m) : m), ldc = padded_columns(n);
-  const Split split(m, n, rows);
-  const int64_t ldb = staggered(split.block);
+  const Split split(own, n, rows);
+  const int64_t ldb = staggered(split.widest());
   at::Tensor partial = at::empty({split.groups, m, ldc}, like.options().dtype(at::kFloat));
   std::vector<double> group_sums(sums == nullptr ? 0 : split.groups * own, 0.0);
   const int64_t row_bytes = 4 * (lda + ldb);
@@ -128,7 +134,8 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       // blocks of a triangle differ in size: the largest go with the smallest
       const int64_t item = turn % 2 == 0 ? turn / 2 : items - 1 - turn / 2;
       const int64_t group = item / split.blocks, block = item % split.blocks;
-      const int64_t column = block * split.block, width = std::min(split.block, n - column);
+      const int64_t column = split.column(block);
+      const int64_t width = std::min(n, split.column(block + 1)) - column;
       float* const c = all + group * m * ldc + column;
       for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, padded_columns(width), 0.0f);
       const int64_t from = rows * group / split.groups / 2 * 2;

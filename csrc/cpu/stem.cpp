@@ -73,9 +73,12 @@ std::tuple<Tensor, Tensor> bn_max_pool_backward_reduce(
         kernels<T>().reduce(dz.data(), nullptr, data<T>(y) + l * line, nullptr, line, period,
                             branch.vectors(), nullptr, true, lanes.data(), lanes.data() + period,
                             lanes.data() + 2 * period);
-        for (int64_t i = 0; i < period; ++i) {
-          sums.first(l)[i % channels] += lanes[i];
-          sums.second(l)[i % channels] += lanes[period + i];
+        float *sum_g = sums.first(l), *sum_gd = sums.second(l);
+        for (int64_t i = 0; i < period; i += channels) {
+          for (int64_t c = 0; c < channels; ++c) {
+            sum_g[c] += lanes[i + c];
+            sum_gd[c] += lanes[period + i + c];
+          }
         }
       }
     });

@@ -29,6 +29,7 @@ from .state import (
 
 MEMORY = ("fast", "low")
 
+
 class ConvBN(NamedTuple):
     """A convolution without a bias, weight [C_out, C_in / groups, KH, KW], and the BN after it."""
 

@@ -156,11 +156,11 @@ def test_gpu_suite_smoke(tmp_path):
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "gpu_suite.py"), "--smoke", "--device", "cpu",
-         "--minutes", "5", "--out", str(tmp_path)],
+         "--minutes", "8", "--out", str(tmp_path)],
         check=False, capture_output=True, text=True, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert time.monotonic() - started < 310
+    assert time.monotonic() - started < 490
     found = results.read(tmp_path / "suite.json")
     assert [row["stage"] for row in found["stages"]] == [
         "versions", "compile", "tests", "resnet50-bf16", "kernels", "tune", "resnet50-tuned",
