@@ -27,8 +27,8 @@ NETWORKS = {
     "cifar resnet20 fp32": ("resnet20", 128, 32, "fp32", 25),
 }
 # times faster than a peer, at least: what every change has to keep. The aims beyond are 1.20 in
-# bf16, which is not reached, and for CIFAR, where it depends on whether eager pays page faults (1.16
-# to 1.36 was seen). That the pair has a process to itself was decided after measuring, see `_pair`.
+# bf16, which is not reached, and for CIFAR, where it depends on eager's page faults (1.16 to 1.36
+# was seen). That the pair has a process to itself was decided after measuring, see `_pair`.
 TARGETS = {
     "resnet50 fp32": {EAGER: 1.30},
     "resnet50 fp32, all peers": {NCHW: 1.40},
