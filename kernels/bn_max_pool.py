@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -18,20 +17,8 @@ from .arithmetic import (
     tile_of,
     tile_offsets,
 )
-from .launch import accumulator, blocks, launch, new_activation, rows_of
-
-
-@triton.jit
-def window_origin(here, height, width, s_height, s_width, STRIDE_H: tl.constexpr,
-                  STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr):  # fmt: skip
-    """(top, left, row of that pixel in the source) of the windows over [N, height, width].
-
-    The first pixel may lie outside the image; its row number is 64-bit.
-    """
-    top = ((here // width) % height) * STRIDE_H - PAD_H
-    left = (here % width) * STRIDE_W - PAD_W
-    image = (here // (height * width)).to(tl.int64)
-    return top, left, (image * s_height + top) * s_width + left
+from .launch import accumulator, launch, rows_of
+from .max_pool import new_pooled, pool_grid, window_meta, window_origin
 
 
 @triton.jit
@@ -77,43 +64,20 @@ def bn_max_pool_kernel(
     tl.store(index_ptr + offsets, place.to(tl.uint8), mask=inside)
 
 
-def pool_grid(result: Tensor, config: dict[str, int]) -> tuple[int, dict[str, int]]:
-    """(programs, block sizes) of a launch that gives each program a tile of `result`."""
-    shape = blocks(config["tile"], result.shape[1])
-    programs = triton.cdiv(rows_of(result), shape["BLOCK_M"])
-    return programs * triton.cdiv(result.shape[1], shape["BLOCK_C"]), shape
-
-
-def window_meta(
-    kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int]
-) -> dict[str, int]:
-    """A pooling window as the kernels' compile-time arguments."""
-    return {
-        "KERNEL_H": kernel_size[0], "KERNEL_W": kernel_size[1], "STRIDE_H": stride[0],
-        "STRIDE_W": stride[1], "PAD_H": padding[0], "PAD_W": padding[1],
-    }  # fmt: skip
-
-
 def bn_max_pool(
     y: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, bias: Tensor | None,
     kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
     config: dict[str, int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(maxima of relu(bn(y)), their places as uint8) of a dense channels_last y [N, C, H, W]."""
-    spatial = [
-        (y.shape[2 + i] + 2 * padding[i] - kernel_size[i]) // stride[i] + 1 for i in range(2)
-    ]
-    out = new_activation(y, (*y.shape[:2], *spatial))
-    index = torch.empty(
-        out.shape, dtype=torch.uint8, device=y.device, memory_format=torch.channels_last
-    )
+    out, index = new_pooled(y, kernel_size, stride, padding)
     if out.numel() == 0:
         return out, index
     programs, shape = pool_grid(out, config)
     launch(
         bn_max_pool_kernel, programs, y,
         y, mean, invstd, weight, bias, out, index,
-        rows_of(out), y.shape[1], *spatial, *y.shape[2:],
+        rows_of(out), y.shape[1], *out.shape[2:], *y.shape[2:],
         **window_meta(kernel_size, stride, padding), **shape,
         ACC=accumulator(y), num_warps=config["num_warps"], writes=("out_ptr", "index_ptr"),
     )  # fmt: skip

@@ -11,8 +11,8 @@ from torch import Tensor
 from .arithmetic import load_bias, load_channels, load_scale, tile_of, tile_offsets
 from .bn_backward import branch_gradient
 from .bn_backward_reduce import masked_gradient
-from .bn_max_pool import pool_grid, window_meta, window_origin
 from .launch import accumulator, blocks, launch, new_activation, new_statistics, rows_of
+from .max_pool import gathered_gradient, pool_grid, window_meta, window_origin
 from .partials import row_programs, sum_partials
 
 
@@ -88,24 +88,10 @@ def bn_max_pool_backward_kernel(
     here = row0 + tl.arange(0, BLOCK_M)
     columns = cols < channels
     inside = (here < rows)[:, None] & columns[None, :]
-    down = (here // width) % height + PAD_H
-    across = here % width + PAD_W
-    image = (here // (height * width)).to(tl.int64)
-    g = tl.zeros((BLOCK_M, BLOCK_C), ACC)
-    for a in range(KERNEL_H):  # not unrolled: the offsets of nine windows at once spill
-        for b in tl.static_range(KERNEL_W):
-            h = down - a
-            w = across - b
-            i = h // STRIDE_H
-            j = w // STRIDE_W
-            meets = (h >= 0) & (w >= 0) & (h % STRIDE_H == 0) & (w % STRIDE_W == 0)
-            mask = (meets & (i < out_height) & (j < out_width))[:, None] & inside
-            window = (image * out_height + i) * out_width + j
-            offsets = window[:, None] * channels + cols[None, :]
-            index = tl.load(index_ptr + offsets, mask=mask, other=255).to(tl.int32)
-            # a mask by element would split the 16-byte loads
-            dout = tl.load(dout_ptr + offsets, mask=mask, other=0.0).to(ACC)
-            g += tl.where(index == a * KERNEL_W + b, dout, 0.0)
+    g = gathered_gradient(
+        dout_ptr, index_ptr, here, cols, inside, channels, height, width, out_height, out_width,
+        KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, ACC,
+    )  # fmt: skip
     offsets = tile_offsets(row0, cols, channels, BLOCK_M)
     y = tl.load(y_ptr + offsets, mask=inside, other=0.0).to(ACC)
     mean = load_channels(mean_ptr, cols, columns, ACC)

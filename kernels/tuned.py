@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from math import inf, log2
 from pathlib import Path
@@ -47,7 +46,8 @@ _DTYPES = {
     torch.float32: "float32",
     torch.float64: "float64",
 }
-_forced_provider: ContextVar[str | None] = ContextVar("fastres_provider", default=None)
+# of the whole process: autograd calls from a thread of its own
+_forced_provider: str | None = None
 
 
 class Choice(NamedTuple):
@@ -172,26 +172,27 @@ def choose(
     name = dtype if isinstance(dtype, str) else _DTYPES[dtype]
     key = Key(operator, name, prologue, tuple(sorted(shape.items())))
     chosen = _nearest(*(_stand_in or chip(device)), *key)
-    forced = _forced_provider.get()
-    if forced is not None and operator.startswith("conv"):
-        chosen = chosen._replace(provider=forced)
+    if _forced_provider is not None and operator.startswith("conv"):
+        chosen = chosen._replace(provider=_forced_provider)
     return chosen if _watcher is None else _watcher(key, chosen)
 
 
 @contextmanager
 def provider(name: str) -> Iterator[None]:
-    """Force the provider of every convolution inside the `with`: "triton" or "cudnn".
+    """Force the provider of every convolution inside the `with`, in every thread: "triton" or
+    "cudnn".
 
     Raises:
         ValueError: `name` is neither.
     """
     if name not in PROVIDERS:
         raise ValueError(f"name must be {' or '.join(PROVIDERS)}, got {name!r}")
-    token = _forced_provider.set(name)
+    global _forced_provider
+    before, _forced_provider = _forced_provider, name
     try:
         yield
     finally:
-        _forced_provider.reset(token)
+        _forced_provider = before
 
 
 @contextmanager

@@ -6,6 +6,7 @@ when it normalises with given statistics (eval mode), which then are constants o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import launch
+from ..backends.fakes import statistics_dtype
 
 
 class Normalisation(NamedTuple):
@@ -84,7 +86,7 @@ def frozen(running_mean: Tensor, running_var: Tensor, y: Tensor, bn: Normalisati
     They are copied: a later training step updates them in place, and the gradient of this
     forward must still be taken with the values it used.
     """
-    dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
+    dtype = statistics_dtype(y.dtype)
     mean = running_mean.to(dtype, copy=True)
     var = running_var.to(dtype, copy=True)
     return Branch(mean, var, torch.rsqrt(var + bn.eps), 0)
@@ -139,10 +141,40 @@ def join_forward(
     return out, s_branch, saved
 
 
-def _over_ranks(sums: list[Tensor], group: Any) -> list[Tensor]:
-    flat = torch.cat(sums)
+def reported(branch: Branch, bn: Normalisation) -> tuple[Tensor | None, ...]:
+    """(mean, var, count): what running statistics are made from; None where not measured.
+
+    A count is given only over several ranks, where it is a tensor. Otherwise the caller knows it,
+    and Dynamo refuses a number that is constant in one graph and symbolic in the next.
+    """
+    if not bn.training:
+        return None, None, None
+    return branch.mean, branch.var, branch.count if isinstance(branch.count, Tensor) else None
+
+
+def over_ranks(sums: Sequence[Tensor], group: Any) -> Sequence[Tensor]:
+    """The vectors summed over the ranks of `group`, in one message; None: as they are."""
+    if group is None:
+        return sums
+    flat = torch.cat(list(sums))
     dist.all_reduce(flat, group=group)
-    return list(flat.split([vector.numel() for vector in sums]))
+    return flat.split([vector.numel() for vector in sums])
+
+
+def at_least_one(count: Tensor | int) -> Tensor | int:
+    """What to divide a sum by: an empty batch has a sum of zero."""
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+
+
+def means(
+    sums: Sequence[Tensor] | None, count: Tensor | int, bn: Normalisation
+) -> tuple[Tensor | None, Tensor | None]:
+    """The means of g and of g * xhat over all ranks, of which `sums` are this one's; (None, None)
+    for a frozen BN."""
+    if sums is None or not bn.training:
+        return None, None
+    sum_g, sum_gx = over_ranks(sums, bn.process_group)
+    return sum_g / at_least_one(count), sum_gx / at_least_one(count)
 
 
 def join_reduce(
@@ -160,7 +192,7 @@ def join_reduce(
     )  # fmt: skip
     dbias, dweight, s_dweight = sums
     group = join.bn.process_group or (join.s_bn.process_group if join.s_bn else None)
-    sum_g, sum_gx, sum_gx_s = sums if group is None else _over_ranks(list(sums), group)
+    sum_g, sum_gx, sum_gx_s = over_ranks(sums, group)
     mean_g = mean_gx = mean_gx_s = None
     if join.s_bn is not None and join.s_bn.training:
         mean_g, mean_gx_s = sum_g / counts[1], sum_gx_s / counts[1]

@@ -17,6 +17,7 @@ from .batch_norm import (
     launch,
     measured,
     parameter_gradient,
+    reported,
 )
 from .held import hold_backend, same_backend
 
@@ -35,7 +36,6 @@ class BNAct(torch.autograd.Function):
         shortcut, s_weight, s_bias, s_running_mean, s_running_var, join: Join,
     ):  # fmt: skip
         hold_backend(ctx)
-        ctx.set_materialize_grads(False)  # of statistics, which have none
         if join.bn.training:
             branch = measured(*launch.bn_stats(y), y, join.bn)
         else:
@@ -92,18 +92,8 @@ def remember(ctx, saved, more, branch, s_branch, shortcut: Tensor | None, s_bias
 
 
 def statistics_beside(ctx, out, branch, s_branch, join: Join):
-    """(out, mean, var, count, s_mean, s_var, s_count): what running statistics are made from.
-
-    A count is given only over several ranks, where it is a tensor. Otherwise it is out's, and
-    Dynamo refuses a number that is constant in one graph and symbolic in the next.
-    """
-    mean = var = count = s_mean = s_var = s_count = None
-    if join.bn.training:
-        mean, var, count = branch.mean, branch.var, branch.count
-    if join.s_bn is not None and join.s_bn.training:
-        s_mean, s_var, s_count = s_branch.mean, s_branch.var, s_branch.count
-    count = count if isinstance(count, Tensor) else None
-    s_count = s_count if isinstance(s_count, Tensor) else None
-    tensors = [v for v in (mean, var, count, s_mean, s_var, s_count) if v is not None]
-    ctx.mark_non_differentiable(*tensors)
-    return out, mean, var, count, s_mean, s_var, s_count
+    """(out, mean, var, count, s_mean, s_var, s_count): out and what `reported` says of both."""
+    statistics = [*reported(branch, join.bn)]
+    statistics += (None, None, None) if join.s_bn is None else reported(s_branch, join.s_bn)
+    ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+    return out, *statistics

@@ -45,7 +45,6 @@ class ConvBNAct(torch.autograd.Function):
         shortcut, s_weight, s_bias, s_running_mean, s_running_var, geometry: Geometry, join: Join,
     ):  # fmt: skip
         hold_backend(ctx)
-        ctx.set_materialize_grads(False)  # of statistics, which have none
         y, mean, var = launch.conv_stats(
             x, conv_weight, *geometry, None, None, None, None, join.bn.training
         )

@@ -17,7 +17,9 @@ from .._checks import uncast
 
 
 def hold_backend(ctx: Any) -> None:
-    """Remember on `ctx` which backend is forced, if any."""
+    """Remember on `ctx` which backend is forced, if any. `same_backend` wraps the backward."""
+    # statistics have no gradients, and zeros in their place would be launches
+    ctx.set_materialize_grads(False)
     # a compiled graph calls opaque operators, which choose when they run
     ctx.forced_backend = None if torch.compiler.is_compiling() else backends.forced()
 

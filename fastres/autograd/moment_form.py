@@ -10,11 +10,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import launch
-from .batch_norm import Branch, Normalisation, frozen, merge_over_ranks
+from ..backends.fakes import statistics_dtype
+from .batch_norm import (
+    Branch,
+    Normalisation,
+    at_least_one,
+    frozen,
+    merge_over_ranks,
+    over_ranks,
+)
 
 
 class Prologue(NamedTuple):
@@ -118,8 +125,7 @@ def forward(
     """The statistics of the convolution's output and its BN as an epilogue."""
     like = prologue.mean
     if like is None:
-        dtype = torch.float64 if y.dtype == torch.float64 else torch.float32
-        like = torch.empty(0, dtype=dtype, device=y.device)
+        like = torch.empty(0, dtype=statistics_dtype(y.dtype), device=y.device)
     pivot = pivot_of(y, prologue, stride, like)
     weight = weight.detach().to(y.dtype)
     matrix = as_matrix(weight, like)
@@ -201,11 +207,7 @@ def backward(
     sum_gy = sum_gy - times(matrix, moments.offset) * sum_g
     if moments.shift is not None:
         sum_gy = sum_gy + moments.shift * sum_g
-    all_g, all_gy = sum_g, sum_gy
-    if bn.process_group is not None:
-        both = torch.cat([sum_g, sum_gy])
-        dist.all_reduce(both, group=bn.process_group)
-        all_g, all_gy = both.split(sum_g.numel())
+    all_g, all_gy = over_ranks((sum_g, sum_gy), bn.process_group)
     # dy = scale * (g - mean_g) + slope * (y - mean)
     mean_g = all_g / at_least_one(count)
     slope = -scale * invstd.square() * all_gy / at_least_one(count)
@@ -224,8 +226,3 @@ def backward(
     if moments.shift is not None:
         constant = constant + times(tilted.t(), moments.shift)
     return Gradients(gain, mixing, constant, dmatrix, invstd * sum_gy, sum_g)
-
-
-def at_least_one(count: Tensor | int) -> Tensor | int:
-    """What to divide a sum by: an empty batch has a sum of zero."""
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from ..backends import launch
 from . import moment_form
-from .batch_norm import parameter_gradient
+from .batch_norm import means, parameter_gradient
 from .moment_form import Moments, Prologue
 from .residual_saved import TENSORS, Block, Layer, SavedBlock, SavedLayer
 
@@ -92,7 +91,7 @@ def block_backward(
         source = saved.layers[index - 1].y if index else x
         before = saved.layers[index - 1].normalisation if index else Prologue()
         dz, dw, *found = launch.chain_backward(
-            dz, mask, own.y, *own.normalisation, *_means(sums, saved.counts[index], layer), relu,
+            dz, mask, own.y, *own.normalisation, *means(sums, saved.counts[index], layer.bn), relu,
             source, own.weight, *layer.geometry, *before,
             *(residual if index == 0 else _Residual()), index == 0 and mask_by_x,
             below[index], wanted[index][0],
@@ -116,19 +115,6 @@ def _reduce(
         dout, mask, own.y, *own.normalisation, *beside, mask is not None
     )
     return _Sums(sum_g, sum_gx), None if second is None else _Sums(sum_g, sum_gx_s)
-
-
-def _means(
-    sums: _Sums | None, count: Tensor | int, layer: Layer
-) -> tuple[Tensor | None, Tensor | None]:
-    """The sums of all ranks over the number of values; (None, None) for a frozen BN."""
-    if sums is None or not layer.bn.training:
-        return None, None
-    both = torch.cat(sums)
-    if layer.bn.process_group is not None:
-        dist.all_reduce(both, group=layer.bn.process_group)
-    mean_g, mean_gx = (both / moment_form.at_least_one(count)).chunk(2)
-    return mean_g, mean_gx
 
 
 def _parameter_gradients(
@@ -207,7 +193,7 @@ def _projection(
         sums, _ = _reduce(incoming, own, None)
     dout, mask = incoming
     dx, dw, *_ = launch.chain_backward(
-        dout, mask, own.y, *own.normalisation, *_means(sums, count, layer), False,
+        dout, mask, own.y, *own.normalisation, *means(sums, count, layer.bn), False,
         x, own.weight, *layer.geometry, *Prologue(), *_Residual(), False, need_x, wanted[0],
     )  # fmt: skip
     gradients = _parameter_gradients(dw, sums, own, wanted)

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from .._checks import uncast
 from ..backends import launch
 from . import moment_form
-from .batch_norm import Branch, Normalisation, frozen, measured
+from .batch_norm import Branch, Normalisation, frozen, measured, reported
 from .held import hold_backend, same_backend
 from .moment_form import Moments, Prologue, affine_of
 from .residual_backward import block_backward
@@ -64,7 +64,6 @@ class ResidualBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, blocks: tuple[Block, ...], *tensors):
         hold_backend(ctx)
-        ctx.set_materialize_grads(False)  # of statistics, which have none
         passed, kept = [x], []
         statistics: list[Tensor | None] = []
         first, start = None, 0
@@ -79,7 +78,7 @@ class ResidualBlocks(torch.autograd.Function):
             passed.append(out)
             kept.append(saved)
             for layer, branch in zip(block.all_layers, branches, strict=True):
-                statistics += _reported(branch, layer.bn)
+                statistics += reported(branch, layer.bn)
         ctx.blocks = blocks
         ctx.counts = [saved.counts for saved in kept]
         ctx.save_for_backward(*passed, *(t for saved in kept for t in flatten(saved)))
@@ -220,10 +219,3 @@ def _shortcut(
     _project(x, block, own, layers, branches)
     scale, shift = affine_of(*layers[-1].normalisation)
     return _Shortcut(layers[-1].y, scale=scale, shift=shift), None
-
-
-def _reported(branch: Branch, bn: Normalisation) -> list[Tensor | None]:
-    """What running statistics are made from; the caller knows a count that is not a tensor."""
-    if not bn.training:
-        return [None, None, None]
-    return [branch.mean, branch.var, branch.count if isinstance(branch.count, Tensor) else None]

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 from ..backends import launch
-from .batch_norm import Normalisation, frozen, measured, parameter_gradient
+from .batch_norm import Normalisation, frozen, means, measured, parameter_gradient, reported
 from .conv_bn_act import Geometry
 from .held import hold_backend, same_backend
-from .moment_form import at_least_one
 
 
 class Window(NamedTuple):
@@ -37,7 +35,6 @@ class ConvBNMaxPool(torch.autograd.Function):
         geometry: Geometry, bn: Normalisation, window: Window,
     ):  # fmt: skip
         hold_backend(ctx)
-        ctx.set_materialize_grads(False)  # of statistics, which have none
         y, mean, var = launch.conv_stats(
             x, conv_weight, *geometry, None, None, None, None, bn.training
         )
@@ -48,11 +45,9 @@ class ConvBNMaxPool(torch.autograd.Function):
         out, index = launch.bn_max_pool(y, branch.mean, branch.invstd, weight, bias, *window)
         ctx.save_for_backward(x, conv_weight, weight, bias, y, index, branch.mean, branch.invstd)
         ctx.geometry, ctx.bn, ctx.window, ctx.count = geometry, bn, window, branch.count
-        if not bn.training:
-            return out, None, None, None
-        count = branch.count if isinstance(branch.count, torch.Tensor) else None
-        ctx.mark_non_differentiable(*(t for t in (branch.mean, branch.var, count) if t is not None))
-        return out, branch.mean, branch.var, count
+        statistics = reported(branch, bn)
+        ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+        return out, *statistics
 
     @staticmethod
     @once_differentiable
@@ -61,26 +56,19 @@ class ConvBNMaxPool(torch.autograd.Function):
         x, conv_weight, weight, bias, y, index, mean, invstd = ctx.saved_tensors
         need_dx, need_dw, need_gamma, need_beta = ctx.needs_input_grad[:4]
         normalisation = (mean, invstd, weight, bias)
-        dgamma = dbeta = mean_g = mean_gx = dx = dw = None
+        sums = dx = dw = None
         below = need_dx or need_dw
         if need_gamma or need_beta or (below and ctx.bn.training):
-            dbeta, dgamma = launch.bn_max_pool_backward_reduce(
-                dout, index, y, *normalisation, *ctx.window
-            )
+            sums = launch.bn_max_pool_backward_reduce(dout, index, y, *normalisation, *ctx.window)
         if below:
-            if ctx.bn.training:
-                both = torch.cat([dbeta, dgamma])
-                if ctx.bn.process_group is not None:
-                    dist.all_reduce(both, group=ctx.bn.process_group)
-                mean_g, mean_gx = (both / at_least_one(ctx.count)).chunk(2)
             dy = launch.bn_max_pool_backward(
-                dout, index, y, *normalisation, mean_g, mean_gx, *ctx.window
+                dout, index, y, *normalisation, *means(sums, ctx.count, ctx.bn), *ctx.window
             )
             dx, dw = launch.conv_backward(dy, x, conv_weight, *ctx.geometry, need_dx, need_dw)
         return (
             dx if need_dx else None,
             dw if need_dw else None,
-            parameter_gradient(dgamma, weight, need_gamma),
-            parameter_gradient(dbeta, bias, need_beta),
+            parameter_gradient(sums[1] if sums else None, weight, need_gamma),
+            parameter_gradient(sums[0] if sums else None, bias, need_beta),
             None, None, None, None, None,
         )  # fmt: skip

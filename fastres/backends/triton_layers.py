@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import extension
 from .fakes import statistics_dtype
+from .reference_layers import conv_backward
 
 
 @cache
@@ -137,30 +138,10 @@ def bn_backward(
     )  # fmt: skip
 
 
-def conv_backward(dy, x, weight, stride, padding, dilation, groups, need_dx, need_dw):
-    nothing = x.new_empty(0), weight.new_empty(0)
-    if not (need_dx or need_dw):
-        return nothing
-    dx, dw, _ = torch.ops.aten.convolution_backward(
-        dense(dy), dense(x), weight.to(x.dtype), None, stride, padding, dilation, False, [0, 0],
-        groups, [need_dx, need_dw, False],
-    )  # fmt: skip
-    # an optimiser pairs the gradient with the weight, whose dtype may be wider than x's
-    if need_dw and (dw.stride() != weight.stride() or dw.dtype != weight.dtype):
-        dw = torch.empty_like(weight).copy_(dw)
-    return dense(dx) if need_dx else nothing[0], dw if need_dw else nothing[1]
-
-
-def conv_bn_backward(
-    dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-    shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-    x, conv_weight, stride, padding, dilation, groups, need_dx, need_dw,
-):  # fmt: skip
-    dy, dshortcut = bn_backward(
-        dout, out, y, mean, invstd, weight, bias, mean_g, mean_gx,
-        shortcut, s_mean, s_invstd, s_weight, mean_gx_s, shortcut_size, shortcut_stride, relu,
-    )  # fmt: skip
-    dx, dw = conv_backward(dy, x, conv_weight, stride, padding, dilation, groups, need_dx, need_dw)
+def conv_bn_backward(*arguments):
+    *normalising, x, weight, stride, padding, dilation, groups, need_dx, need_dw = arguments
+    dy, dshortcut = bn_backward(*normalising)
+    dx, dw = conv_backward(dy, x, weight, stride, padding, dilation, groups, need_dx, need_dw)
     return dx, dw, dshortcut
 
 

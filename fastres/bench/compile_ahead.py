@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.tables import FAMILIES
+from .compare import describe
 from .operator_calls import Call
 
 if TYPE_CHECKING:
@@ -159,5 +160,5 @@ def _compile(wanted: Wanted) -> str | None:
             arguments = [a.dtype if isinstance(a, Tensor) else a for a in made.args]
             made.kernel.warmup(*arguments, grid=(made.programs,), **made.meta)
     except Exception as error:  # whatever a compiler raises
-        return f"{wanted.call}: {type(error).__name__}: {error}"
+        return f"{wanted.call}: {describe(error)}"
     return None

@@ -125,7 +125,7 @@ def record_step(
         image_size = _LARGE if classes == 1000 else 32
     workload = cases.network(network, batch, image_size, dtype)
     with FakeTensorMode():
-        module = _channels_last(workload.build(True))
+        module = with_channels_last(workload.build(True))
         images = torch.empty(workload.shapes[0]).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(batch, dtype=torch.int64)
         step = Step(workload, module, [Batch((images,), labels)])
@@ -134,7 +134,7 @@ def record_step(
     return Counter(recorder.calls)
 
 
-def _channels_last(module: nn.Module) -> nn.Module:
+def with_channels_last(module: nn.Module) -> nn.Module:
     """`module.to(memory_format=torch.channels_last)`, which fake parameters do not have."""
     for child in module.modules():
         for name, parameter in child.named_parameters(recurse=False):

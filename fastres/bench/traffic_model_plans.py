@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .. import functional
 from ..functional import blocks as whole_blocks
 from ..layers import BasicBlock, Bottleneck
+from .operator_calls import with_channels_last
 from .traffic_model import BACKWARD, OPTIMIZER, Plan
 from .traffic_model_recorder import Recorder
 from .workload import LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, Batch, Step, Workload
@@ -128,7 +129,7 @@ def record(
         stack.enter_context(_providers(variant.providers))
         if not variant.moments:
             stack.enter_context(_no_moments())
-        module = _channels_last(workload.build(variant.fused)).train()
+        module = with_channels_last(workload.build(variant.fused)).train()
         if variant.layer_by_layer:
             _layer_by_layer(module)
         recorder = Recorder(module, back_to_back=variant.back_to_back)
@@ -148,7 +149,7 @@ def unit(workload: Workload) -> Unit | None:
         return hook
 
     with FakeTensorMode(), torch.no_grad():
-        module = _channels_last(workload.build(False))
+        module = with_channels_last(workload.build(False))
         for name, block in _blocks(module).items():
             if block.downsample is None:
                 block.register_forward_hook(look(name))
@@ -199,16 +200,6 @@ def _batch(workload: Workload) -> Batch:
         for shape in workload.shapes
     )
     return Batch(images, torch.zeros(workload.batch, dtype=torch.int64))
-
-
-def _channels_last(module: nn.Module) -> nn.Module:
-    """`module.to(memory_format=torch.channels_last)`, which fake parameters do not have."""
-    for child in module.modules():
-        for name, parameter in child.named_parameters(recurse=False):
-            if parameter.dim() == 4:
-                moved = parameter.detach().contiguous(memory_format=torch.channels_last)
-                setattr(child, name, nn.Parameter(moved))
-    return module
 
 
 @contextmanager

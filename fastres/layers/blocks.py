@@ -56,7 +56,19 @@ class Block(nn.Module):
 
     def layer_by_layer(self, x: Tensor) -> Tensor:
         """The forward as one fused operator a layer, or as the modules themselves."""
-        raise NotImplementedError
+        *first, last = ((f"conv{i}", f"bn{i}") for i in range(1, self.pairs + 1))
+        out = x
+        for conv, norm in first:
+            out = self._layer(out, conv, norm)
+        if not self.has_shortcut:
+            return self._layer(out, *last)
+        conv, norm = (getattr(self, name) for name in last)
+        return conv_norm_add_act(out, conv, norm, self.relu, x, self.downsample, fused=self.fused)
+
+    def _layer(self, x: Tensor, conv: str, norm: str) -> Tensor:
+        return conv_norm_act(
+            x, getattr(self, conv), getattr(self, norm), self.relu, fused=self.fused
+        )
 
     def obstacle(self) -> str | None:
         """Why the block does not run as a whole at present, None if it does."""
@@ -123,12 +135,6 @@ class BasicBlock(Block):
         self.fused = fused
         self.memory = memory
 
-    def layer_by_layer(self, x: Tensor) -> Tensor:
-        out = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
-        return conv_norm_add_act(
-            out, self.conv2, self.bn2, self.relu, x, self.downsample, fused=self.fused
-        )
-
 
 class PlainBlock(BasicBlock):
     """relu(F(x)): a `BasicBlock` without its shortcut, two layers of the paper's plain networks.
@@ -163,10 +169,6 @@ class PlainBlock(BasicBlock):
             inplanes, planes, stride, None, groups, base_width, dilation, norm_layer,
             fused=fused, memory=memory,
         )  # fmt: skip
-
-    def layer_by_layer(self, x: Tensor) -> Tensor:
-        out = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
-        return conv_norm_act(out, self.conv2, self.bn2, self.relu, fused=self.fused)
 
 
 class Bottleneck(Block):
@@ -224,13 +226,6 @@ class Bottleneck(Block):
         self.stride = stride
         self.fused = fused
         self.memory = memory
-
-    def layer_by_layer(self, x: Tensor) -> Tensor:
-        out = conv_norm_act(x, self.conv1, self.bn1, self.relu, fused=self.fused)
-        out = conv_norm_act(out, self.conv2, self.bn2, self.relu, fused=self.fused)
-        return conv_norm_add_act(
-            out, self.conv3, self.bn3, self.relu, x, self.downsample, fused=self.fused
-        )
 
 
 def make_relu(fused: bool) -> nn.ReLU:

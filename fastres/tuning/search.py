@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 from fastres.backends import triton as backend
+from fastres.bench.compare import describe
 from fastres.bench.compile_ahead import Compiler, Wanted
 from fastres.bench.operator_calls import Call
 from fastres.bench.operator_inputs import Judge, make_arguments
@@ -173,7 +174,7 @@ class Search:
                 if wrong is None:
                     samples[str(number)] = on_device(run, sets, self.device, pool)
             except Exception as error:  # whatever a compiler or a driver raises
-                wrong = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+                wrong = describe(error)
                 self._check_device(f"{call} with {choice}: {wrong}")
             if wrong is not None:
                 outcome.rejected.append((choice, wrong))

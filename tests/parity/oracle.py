@@ -178,7 +178,10 @@ def assert_parity(
 
 
 class Poison:
-    """Stands in for torch.empty: memory full of NaN, with margins that must stay untouched."""
+    """Stands in for torch.empty: memory full of NaN, with margins that must stay untouched.
+
+    Bytes, which hold no NaN, are full of their largest value.
+    """
 
     MARGIN = 64
 
@@ -188,7 +191,8 @@ class Poison:
     def empty(self, size, *, dtype, device, memory_format=torch.contiguous_format) -> Tensor:
         """A view into the middle of a buffer of NaN."""
         count = torch.Size(size).numel()
-        buffer = torch.full((count + 2 * self.MARGIN,), torch.nan, dtype=dtype, device=device)
+        value = 255 if dtype == torch.uint8 else torch.nan
+        buffer = torch.full((count + 2 * self.MARGIN,), value, dtype=dtype, device=device)
         self._buffers.append(buffer)
         inner = buffer[self.MARGIN : self.MARGIN + count]
         if memory_format == torch.channels_last:
@@ -200,4 +204,5 @@ class Poison:
         """Raise if a margin was written to."""
         for buffer in self._buffers:
             margins = torch.cat([buffer[: self.MARGIN], buffer[-self.MARGIN :]])
-            assert margins.isnan().all(), "a kernel wrote outside its output"
+            untouched = margins == 255 if margins.dtype == torch.uint8 else margins.isnan()
+            assert untouched.all(), "a kernel wrote outside its output"

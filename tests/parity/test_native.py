@@ -30,13 +30,6 @@ def _loaded():
     assert extension.load()
 
 
-@pytest.fixture
-def two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def assert_close(ours, expected, dtype):
     assert ours.keys() == expected.keys()
     for name, want in expected.items():

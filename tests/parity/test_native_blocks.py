@@ -41,13 +41,6 @@ def _loaded():
     assert extension.load()
 
 
-@pytest.fixture
-def two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def run(backend, name, arguments, dtype=None):
     """The named outputs of an operator; `dtype` fp64 widens every floating argument."""
 

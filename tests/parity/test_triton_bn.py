@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parity.oracle import ATOL, KINDS, Poison, assert_parity, launch_join, make_join, run_join
+from parity.oracle import ATOL, KINDS, assert_parity, launch_join, make_join, run_join
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -25,15 +25,6 @@ WIDTHS = (1, 3, 17, 63, 64, 65)
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Poison()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 def check(join, dtype):

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 from parity.chain_cases import Case, check, varied
-from parity.oracle import Poison
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -21,15 +20,6 @@ from fastres.kernels import launch, tuned  # noqa: E402
 DTYPES = (torch.float32, torch.float16)
 RESIDUALS = ("none", "same", "strided", "wider")
 JOINED = Case(residual="same", mask_by_x=True)
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Poison()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 from parity.chain_cases import Case, check, make, varied
-from parity.oracle import Poison
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -33,15 +32,6 @@ LINKS = [
     varied(SPATIAL, groups=4, outer=8, inner=4, residual="same", mask_by_x=True, frozen=True),
     Case(kernel=2, stride=3, residual="same", mask="none"),
 ]
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Poison()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import pytest
 import torch
 from parity.chain_cases import Case, check, varied
-from parity.oracle import Poison
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -33,15 +32,6 @@ LINKS = [
     Case(stride=2, residual="strided", mask_by_x=True),
     Case(prologue=True),
 ]
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Poison()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 @pytest.fixture

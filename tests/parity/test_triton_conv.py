@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from parity.oracle import ATOL, Poison, assert_parity, convolve
+from parity.oracle import ATOL, assert_parity, convolve
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -41,15 +41,6 @@ SMALL = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4, "num_stage
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Poison()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 def make(shape, dtype, prologue):

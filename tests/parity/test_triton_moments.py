@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 from parity.block_cases import SHORTCUTS, expand_backward_case, expand_case, moments_case
-from parity.oracle import ATOL, Poison, assert_parity
+from parity.oracle import ATOL, assert_parity
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -33,15 +33,6 @@ KNOBS = {
     "expand_backward_weight": ("BLOCK_M", "BLOCK_N", "BLOCK_K", "programs"),
     "expand_backward_data": ("BLOCK_M", "BLOCK_N", "BLOCK_K"),
 }
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Poison()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 @pytest.fixture

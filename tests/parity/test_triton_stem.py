@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 import torch.nn.functional as F
-from parity.oracle import ATOL, EPS, UNSURE, Poison, assert_parity
+from parity.oracle import ATOL, EPS, UNSURE, assert_parity
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -34,26 +34,6 @@ KERNELS = (
     "bn_max_pool_backward_reduce_kernel",
     "bn_max_pool_backward_kernel",
 )
-
-
-_empty = torch.empty
-
-
-class Memory(Poison):
-    """Poison that leaves bytes, which hold no NaN, alone."""
-
-    def empty(self, size, *, dtype, device, memory_format=torch.contiguous_format):
-        make = _empty if dtype == torch.uint8 else super().empty
-        return make(size, dtype=dtype, device=device, memory_format=memory_format)
-
-
-@pytest.fixture
-def poison(monkeypatch):
-    memory = Memory()
-    monkeypatch.setattr("fastres.kernels.launch.torch.empty", memory.empty)
-    yield memory
-    monkeypatch.undo()
-    memory.check()
 
 
 def make(dtype, channels, images=2, size=(9, 8), affine=True):

@@ -138,7 +138,8 @@ def test_a_candidate_that_does_not_run_is_named(monkeypatch):
     machine = Machine(monkeypatch, distance_to(4096, 4), fails=lambda config: config["tile"] > 2048)
     outcome = Search(CPU, rounds=2, clock=machine.clock).run(stats_task())
     assert outcome.choice.config["tile"] == 2048
-    assert outcome.rejected[0][1] == "RuntimeError: out of resources: shared memory"
+    reason = outcome.rejected[0][1]
+    assert reason.startswith("RuntimeError: out of resources: shared memory (test_tune.py:")
 
 
 def test_a_choice_in_use_that_is_wrong_is_replaced(monkeypatch):
