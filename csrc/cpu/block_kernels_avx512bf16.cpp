@@ -13,6 +13,7 @@
 #define FASTRES_PAIRS
 #include "kernels_impl.h"
 #include "gemm_impl.h"
+#include "pack_impl.h"
 #include "block_kernels_impl.h"
 
 namespace fastres {

@@ -4,6 +4,7 @@
 #define FASTRES_VECTOR_BYTES 16
 #include "kernels_impl.h"
 #include "gemm_impl.h"
+#include "pack_impl.h"
 #include "block_kernels_impl.h"
 #include "winograd_impl.h"
 

@@ -139,7 +139,8 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       float* const c = all + group * m * ldc + column;
       for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, padded_columns(width), 0.0f);
       const int64_t from = rows * group / split.groups / 2 * 2;
-      const int64_t to = group + 1 == split.groups ? rows : rows * (group + 1) / split.groups / 2 * 2;
+      const bool last = group + 1 == split.groups;
+      const int64_t to = last ? rows : rows * (group + 1) / split.groups / 2 * 2;
       const Panels panels(to - from, row_bytes, kPanelBytes, kDepthOfATile);
       float* const units_a = reinterpret_cast<float*>(scratch.mine());
       float* const units_b = units_a + most * lda;

@@ -85,7 +85,7 @@ class ColumnSums {
   std::vector<float> partial_;
 };
 
-// A weight [columns, depth] or [depth, columns] in the order that tiles read.
+// A matrix in the order that tiles read, rounded to T.
 template <typename T>
 class PackedWeight {
  public:

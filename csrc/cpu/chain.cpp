@@ -94,7 +94,7 @@ template <typename T>
 Tensor pointwise_dx(const Link& link, const Operand<T>& dy, int64_t rows, const Tensor& like,
                     const Tensor& conv_weight, bool strided, ColumnSums& sums) {
   Tensor dx = empty_dense({like.size(0), link.columns(), like.size(2), like.size(3)}, link.x);
-  const PackedWeight<T> packed(conv_weight.to(link.x.scalar_type()).flatten(1));
+  const PackedWeight<T> packed(conv_weight.flatten(1));
   const int64_t bytes = unit_bytes<T>() * staggered_row<T>(dy.channels);
   const Panels panels(rows, bytes, kPanelBytes);
   Scratch scratch(panels.most() * bytes);

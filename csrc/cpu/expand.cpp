@@ -10,9 +10,8 @@ using at::Tensor;
 // Bytes of a panel's operands: they stay in the second cache beside a piece of the weight.
 constexpr int64_t kPanelBytes = int64_t{400} << 10;
 
-Tensor weight_matrix(const Tensor& conv_weight, const Tensor& like) {  // [depth, columns]
-  return conv_weight.to(like.scalar_type()).flatten(1).t();
-}
+// [depth, columns]; packing rounds it.
+Tensor weight_matrix(const Tensor& conv_weight) { return conv_weight.flatten(1).t(); }
 
 const float* values_or_null(const std::vector<float>& vector, bool given) {
   return given ? vector.data() : nullptr;
@@ -57,7 +56,7 @@ Tensor expand(const Tensor& y_, const OptionalTensor& mean, const OptionalTensor
   Tensor out = empty_dense({y.size(0), columns, y.size(2), y.size(3)}, y);
   for_type(y.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const PackedWeight<T> main(weight_matrix(conv_weight, y));
+    const PackedWeight<T> main(weight_matrix(conv_weight));
     const Operand<T> z =
         bn_operand<T>(y, {1, 1}, branch, values_or_null(pivot, pivot_.has_value()));
     PackedWeight<T> projection;
@@ -66,7 +65,7 @@ Tensor expand(const Tensor& y_, const OptionalTensor& mean, const OptionalTensor
     Residual kind = Residual::none;
     if (s_conv_weight.has_value()) {
       kind = Residual::product;
-      projection = PackedWeight<T>(weight_matrix(*s_conv_weight, y));
+      projection = PackedWeight<T>(weight_matrix(*s_conv_weight));
       s_pivot = padded_vector(s_pivot_, shortcut.size(1));
       x = bn_operand<T>(shortcut, shortcut_stride, none,
                         values_or_null(s_pivot, s_pivot_.has_value()));
@@ -159,9 +158,11 @@ std::tuple<Tensor, Tensor, Tensor> expand_backward_data(
   for_type(y.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const PackedWeight<T> from_g(gain);
-    const PackedWeight<T> from_z = mixing.has_value() ? PackedWeight<T>(*mixing) : PackedWeight<T>();
+    const PackedWeight<T> from_z =
+        mixing.has_value() ? PackedWeight<T>(*mixing) : PackedWeight<T>();
     const Operand<T> g = masked_operand<T>(dout, out);
-    const Operand<T> z = bn_operand<T>(y, stride, branch, values_or_null(pivot, pivot_.has_value()));
+    const Operand<T> z =
+        bn_operand<T>(y, stride, branch, values_or_null(pivot, pivot_.has_value()));
     const int64_t rows = dout.numel() / std::max<int64_t>(1, dout.size(1));
     const int64_t g_bytes = unit_bytes<T>() * staggered_row<T>(g.channels);
     const int64_t z_bytes = mixing.has_value() ? unit_bytes<T>() * staggered_row<T>(columns) : 0;

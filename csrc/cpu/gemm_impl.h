@@ -57,8 +57,8 @@ struct Pair {
 };
 #endif
 
-// c [ROWS, kStep] (+)= sum over k of a(r, k) * b[k * ldb + j]. TRANSPOSED: a(r, k) = a[k * lda + r],
-// else a[r * lda + k]. Everything counts in units.
+// c [ROWS, kStep] (+)= sum over k of a(r, k) * b[k * ldb + j]. TRANSPOSED: a(r, k) is
+// a[k * lda + r], else a[r * lda + k]. Everything counts in units.
 template <typename UNIT, int ROWS, bool TRANSPOSED>
 void tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t depth, float* c,
           int64_t ldc, bool onto) {

@@ -64,16 +64,17 @@ at::Tensor max_pool_backward(const at::Tensor& dout, const at::Tensor& index, at
 at::Tensor pad_shortcut(const at::Tensor& x, int64_t out_channels, int64_t stride);
 at::Tensor pad_shortcut_backward(const at::Tensor& dout, at::IntArrayRef size, int64_t stride);
 
-std::tuple<at::Tensor, at::Tensor> moments(const at::Tensor& y, const OptionalTensor& mean,
-                                   const OptionalTensor& invstd, const OptionalTensor& weight,
-                                   const OptionalTensor& bias, const at::Tensor& pivot,
-                                   at::IntArrayRef stride);
-at::Tensor expand(const at::Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
-              const OptionalTensor& weight, const OptionalTensor& bias,
-              const OptionalTensor& pivot, const at::Tensor& conv_weight, const at::Tensor& scale,
-              const at::Tensor& shift, const OptionalTensor& shortcut, const OptionalTensor& s_pivot,
-              const OptionalTensor& s_conv_weight, const OptionalTensor& s_scale,
-              const OptionalTensor& s_shift, at::IntArrayRef shortcut_stride, bool relu);
+std::tuple<at::Tensor, at::Tensor> moments(
+    const at::Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
+    const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& pivot,
+    at::IntArrayRef stride);
+at::Tensor expand(
+    const at::Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& pivot,
+    const at::Tensor& conv_weight, const at::Tensor& scale, const at::Tensor& shift,
+    const OptionalTensor& shortcut, const OptionalTensor& s_pivot,
+    const OptionalTensor& s_conv_weight, const OptionalTensor& s_scale,
+    const OptionalTensor& s_shift, at::IntArrayRef shortcut_stride, bool relu);
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> expand_reduce(
     const at::Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& pivot,
@@ -83,36 +84,36 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> expand_reduce(
     const OptionalTensor& s_shift, at::IntArrayRef shortcut_stride, bool relu,
     const at::Tensor& next_weight);
 std::tuple<at::Tensor, at::Tensor> expand_backward_weight(
-    const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y, const OptionalTensor& mean,
-    const OptionalTensor& invstd, const OptionalTensor& weight, const OptionalTensor& bias,
-    const at::Tensor& pivot, at::IntArrayRef stride);
+    const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y,
+    const OptionalTensor& mean, const OptionalTensor& invstd, const OptionalTensor& weight,
+    const OptionalTensor& bias, const at::Tensor& pivot, at::IntArrayRef stride);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> expand_backward_data(
-    const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y, const OptionalTensor& mean,
-    const OptionalTensor& invstd, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& pivot, const at::Tensor& gain, const OptionalTensor& mixing,
-    const OptionalTensor& constant, at::IntArrayRef stride);
+    const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y,
+    const OptionalTensor& mean, const OptionalTensor& invstd, const OptionalTensor& weight,
+    const OptionalTensor& bias, const OptionalTensor& pivot, const at::Tensor& gain,
+    const OptionalTensor& mixing, const OptionalTensor& constant, at::IntArrayRef stride);
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> chain_backward(
     const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y, const at::Tensor& mean,
     const at::Tensor& invstd, const OptionalTensor& weight, const OptionalTensor& bias,
-    const OptionalTensor& mean_g, const OptionalTensor& mean_gx, bool relu, const at::Tensor& x_,
+    const OptionalTensor& mean_g, const OptionalTensor& mean_gx, bool relu, const at::Tensor& x,
     const at::Tensor& conv_weight, at::IntArrayRef stride, at::IntArrayRef padding,
     at::IntArrayRef dilation, int64_t groups, const OptionalTensor& pro_mean,
     const OptionalTensor& pro_invstd, const OptionalTensor& pro_weight,
     const OptionalTensor& pro_bias, const OptionalTensor& residual,
     const OptionalTensor& residual_mask, at::IntArrayRef residual_stride, bool mask_by_x,
     bool need_dx, bool need_dw);
-std::tuple<at::Tensor, at::Tensor> bn_max_pool(const at::Tensor& y, const at::Tensor& mean, const at::Tensor& invstd,
-                                       const OptionalTensor& weight, const OptionalTensor& bias,
-                                       at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                                       at::IntArrayRef padding);
+std::tuple<at::Tensor, at::Tensor> bn_max_pool(
+    const at::Tensor& y, const at::Tensor& mean, const at::Tensor& invstd,
+    const OptionalTensor& weight, const OptionalTensor& bias, at::IntArrayRef kernel_size,
+    at::IntArrayRef stride, at::IntArrayRef padding);
 std::tuple<at::Tensor, at::Tensor> bn_max_pool_backward_reduce(
     const at::Tensor& dout, const at::Tensor& index, const at::Tensor& y, const at::Tensor& mean,
     const at::Tensor& invstd, const OptionalTensor& weight, const OptionalTensor& bias,
     at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding);
-at::Tensor bn_max_pool_backward(const at::Tensor& dout, const at::Tensor& index, const at::Tensor& y,
-                            const at::Tensor& mean, const at::Tensor& invstd, const OptionalTensor& weight,
-                            const OptionalTensor& bias, const OptionalTensor& mean_g,
-                            const OptionalTensor& mean_gx, at::IntArrayRef kernel_size,
-                            at::IntArrayRef stride, at::IntArrayRef padding);
+at::Tensor bn_max_pool_backward(
+    const at::Tensor& dout, const at::Tensor& index, const at::Tensor& y, const at::Tensor& mean,
+    const at::Tensor& invstd, const OptionalTensor& weight, const OptionalTensor& bias,
+    const OptionalTensor& mean_g, const OptionalTensor& mean_gx, at::IntArrayRef kernel_size,
+    at::IntArrayRef stride, at::IntArrayRef padding);
 
 }  // namespace fastres

@@ -11,6 +11,8 @@ using at::Tensor;
 // Values behind each position: at a power of two all sixteen would meet in one set of the cache.
 constexpr int64_t kStagger = 80;
 
+constexpr int64_t kLeastTiles = 128;
+
 // The tiles of a batch of images.
 struct Tiles {
   explicit Tiles(const Tensor& image)
@@ -75,8 +77,10 @@ Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
   const Tiles tiles(x);
   // at least 128 tiles a panel: every panel reads all filters
   const int64_t row_bytes = kPositions * 4 * (ldv + ldc);
-  const Panels panels(tiles.count(), row_bytes, std::max<int64_t>(int64_t{640} << 10, 128 * row_bytes));
-  const int64_t most = panels.most(), v_step = most * ldv + kStagger, m_step = most * ldc + kStagger;
+  const Panels panels(tiles.count(), row_bytes,
+                      std::max<int64_t>(int64_t{640} << 10, 128 * row_bytes));
+  const int64_t most = panels.most();
+  const int64_t v_step = most * ldv + kStagger, m_step = most * ldc + kStagger;
   Scratch scratch((kPositions * (v_step + m_step) + 2 * std::max(in, ldc)) * 4);
   const float* const from = data<float>(x);
   const float* const units = filters.units.const_data_ptr<float>();
@@ -132,10 +136,15 @@ bool winograd_serves(const Tensor& x, const Tensor& weight, at::IntArrayRef stri
   const auto all = [](at::IntArrayRef pair, int64_t value) {
     return pair[0] == value && pair[1] == value;
   };
-  return x.scalar_type() == at::kFloat && groups == 1 && weight.size(2) == 3 &&
-         weight.size(3) == 3 && all(stride, 1) && all(padding, 1) && all(dilation, 1) &&
-         weight.size(0) % kTileColumns == 0 && weight.size(1) % kTileColumns == 0 &&
-         x.numel() > 0;
+  if (x.scalar_type() != at::kFloat || groups != 1 || weight.size(2) != 3 || weight.size(3) != 3 ||
+      !all(stride, 1) || !all(padding, 1) || !all(dilation, 1) ||
+      weight.size(0) % kTileColumns != 0 || weight.size(1) % kTileColumns != 0) {
+    return false;
+  }
+  // tiles that reach over the edge waste what others gain, and a few do not repay the transforms
+  // of the weight
+  const int64_t tiles = Tiles(x).count(), pixels = x.size(0) * x.size(2) * x.size(3);
+  return tiles >= kLeastTiles && 8 * tiles <= 3 * pixels;
 }
 
 Tensor winograd_forward(const Tensor& x, const Tensor& weight) {

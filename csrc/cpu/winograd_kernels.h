@@ -31,8 +31,8 @@ struct WinogradKernels {
                           int64_t group_step, int64_t rows, int64_t columns, float* taps,
                           int64_t column_stride);
   // c [rows, columns] = a [rows, depth] times a packed weight.
-  void (*product)(const float* a, int64_t lda, int64_t rows, int64_t depth, const float* b, int64_t columns,
-                  float* c, int64_t ldc);
+  void (*product)(const float* a, int64_t lda, int64_t rows, int64_t depth, const float* b,
+                  int64_t columns, float* c, int64_t ldc);
 };
 
 extern const WinogradKernels winograd_default, winograd_avx2, winograd_avx512;
