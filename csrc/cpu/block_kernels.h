@@ -35,10 +35,23 @@ struct RowsOf {
   }
 };
 
+// The pixels of an activation that a kernel covers for each pixel of its output, as one row: place
+// by place in the kernel, all channels of each.
+template <typename T>
+struct PatchesOf {
+  const T* base;
+  const T* zeros;  // [channels]: what lies beyond the edge
+  int64_t channels, height, width;
+  int64_t height_out, width_out;
+  int64_t kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int64_t column;  // the first one taken
+};
+
 // What an operand is computed from, column by column. d = value - pivot, rounded to T; value is
 //   bn:      relu((y - mean) * scale + bias) rounded to T, or y itself where branch.mean is null
 //   masked:  dout where !(out <= 0), else 0; out null: dout
 //   dy:      a * g + b * (y - mean) + c with g = dout masked by out, by y again, or not at all
+//   patches: the activation itself
 template <typename T>
 struct Operand {
   RowsOf<T> y{};               // bn, dy
@@ -47,6 +60,7 @@ struct Operand {
   BranchVectors branch{};      // bn, dy
   GradientVectors gradient{};  // dy: gradient.a is null elsewhere
   const float* pivot = nullptr;  // bn; may be null
+  PatchesOf<T> patches{};      // base is null elsewhere
   bool relu = false;           // dy: mask by y again where out is null
   int64_t channels = 0;        // columns taken
   int64_t step = 0;            // values from one row of dout, out and (dy) y to the next
@@ -61,6 +75,7 @@ struct Operand {
     part.branch = {moved(branch.mean), moved(branch.scale), moved(branch.bias)};
     part.gradient = {moved(gradient.a), moved(gradient.b), moved(gradient.c)};
     part.pivot = moved(pivot);
+    part.patches.column += first;
     part.channels = count;
     return part;
   }

@@ -112,11 +112,47 @@ void write_ones(float* to, int64_t rows, int64_t ld, bool pairs) {
   for (int64_t r = 0; r < (pairs ? (rows + 1) / 2 : rows); ++r) to[r * ld] = one;
 }
 
+// Rows of a product that are put together at once: a cache line of a transposed one.
+constexpr int64_t kStrip = 16;
+
+// A strip of `count` rows: the sum of the groups' parts, in their order.
+void add_groups(const float* parts, int64_t ld, int64_t group_step, int64_t groups, int64_t count,
+                int64_t columns, float* to, int64_t row_step, int64_t column_step) {
+  constexpr int64_t kColumns = 64;
+  float sum[kStrip * kColumns];
+  for (int64_t j = 0; j < columns; j += kColumns) {
+    const int64_t width = std::min(kColumns, columns - j);
+    for (int64_t i = 0; i < count; ++i) {
+      const float* from = parts + i * ld + j;
+      float* const row = sum + i * kColumns;
+      std::copy_n(from, width, row);
+      for (int64_t g = 1; g < groups; ++g) {
+        from += group_step;
+        for (int64_t c = 0; c < width; ++c) row[c] += from[c];
+      }
+    }
+    if (column_step == 1) {
+      for (int64_t i = 0; i < count; ++i) {
+        std::copy_n(sum + i * kColumns, width, to + i * row_step + j);
+      }
+    } else {
+      for (int64_t c = 0; c < width; ++c) {
+        for (int64_t i = 0; i < count; ++i) {
+          to[i * row_step + (j + c) * column_step] = sum[i * kColumns + c];
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 template <typename T>
-at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows, bool with_ones,
-                         bool symmetric, float* sums, const at::Tensor& like) {
+at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
+                         const OuterProduct& form, const at::Tensor& like) {
+  const bool with_ones = form.with_ones, symmetric = form.symmetric;
+  const bool transposed = form.transposed;
+  float* const sums = form.sums;
   const BlockKernels<T>& kernel = block_kernels<T>();
   const int64_t own = a.channels, m = own + (with_ones ? 1 : 0), n = b.channels;
   const int64_t lda = staggered(symmetric ? padded_columns(m) : m), ldc = padded_columns(n);
@@ -161,22 +197,19 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       }
     }
   });
-  // the groups in order, and the other half of a symmetric product
-  at::Tensor result = at::empty({m, n}, partial.options());
-  float* const out = result.mutable_data_ptr<float>();
-  at::parallel_for(0, m, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t from = symmetric ? i : 0;
-      float* const row = out + i * n;
-      std::copy_n(all + i * ldc + from, n - from, row + from);
-      for (int64_t g = 1; g < split.groups; ++g) {
-        const float* const more = all + (g * m + i) * ldc;
-        for (int64_t j = from; j < n; ++j) row[j] += more[j];
+  at::Tensor result = partial;
+  if (split.groups > 1 || ldc != n || symmetric || transposed) {
+    result = at::empty({m, n}, partial.options());
+    float* const out = result.mutable_data_ptr<float>();
+    const int64_t row_step = transposed ? 1 : n, column_step = transposed ? m : 1;
+    at::parallel_for(0, (m + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t strip = begin; strip < end; ++strip) {
+        const int64_t first = strip * kStrip, count = std::min(kStrip, m - first);
+        add_groups(all + first * ldc, ldc, m * ldc, split.groups, count, n,
+                   out + first * row_step, row_step, column_step);
       }
-    }
-  });
-  if (symmetric) {
-    for (int64_t i = 0; i < m; ++i) {
+    });
+    for (int64_t i = 0; symmetric && i < m; ++i) {
       for (int64_t j = 0; j < i; ++j) out[i * n + j] = out[j * n + i];
     }
   }
@@ -185,16 +218,16 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     for (int64_t g = 0; g < split.groups; ++g) total += group_sums[g * own + i];
     sums[i] = static_cast<float>(total);
   }
-  return result;
+  return transposed ? result.view({n, m}) : result.view({m, n});
 }
 
 template class PackedWeight<float>;
 template class PackedWeight<bf16>;
 template Factor factor(const Operand<float>&, int64_t, int64_t, const PackedWeight<float>&, void*);
 template Factor factor(const Operand<bf16>&, int64_t, int64_t, const PackedWeight<bf16>&, void*);
-template at::Tensor outer_product(const Operand<float>&, const Operand<float>&, int64_t, bool, bool,
-                                  float*, const at::Tensor&);
-template at::Tensor outer_product(const Operand<bf16>&, const Operand<bf16>&, int64_t, bool, bool,
-                                  float*, const at::Tensor&);
+template at::Tensor outer_product(const Operand<float>&, const Operand<float>&, int64_t,
+                                  const OuterProduct&, const at::Tensor&);
+template at::Tensor outer_product(const Operand<bf16>&, const Operand<bf16>&, int64_t,
+                                  const OuterProduct&, const at::Tensor&);
 
 }  // namespace fastres

@@ -139,13 +139,27 @@ Operand<T> masked_operand(const at::Tensor& dout, const at::Tensor& out) {
   return operand;
 }
 
+// `zeros` [channels of x] and x stay where they are.
+template <typename T>
+Operand<T> patches_operand(const at::Tensor& x, const at::Tensor& dy, at::IntArrayRef kernel,
+                           at::IntArrayRef stride, at::IntArrayRef padding,
+                           at::IntArrayRef dilation, const at::Tensor& zeros) {
+  Operand<T> operand;
+  operand.patches = {data<T>(x),  data<T>(zeros), x.size(1),  x.size(2),  x.size(3),
+                     dy.size(2),  dy.size(3),     kernel[1],  stride[0],  stride[1],
+                     padding[0],  padding[1],     dilation[0], dilation[1], 0};
+  operand.channels = kernel[0] * kernel[1] * x.size(1);
+  return operand;
+}
+
 // Whether an operand's values are its units already, in rows that may be read where they lie.
 template <typename T>
 bool lies_as_units(const Operand<T>& operand) {
-  constexpr int64_t kWay = 4096;  // bytes of one way of the first cache
-  return sizeof(T) == 4 && operand.gradient.a == nullptr && operand.out == nullptr &&
+  constexpr int64_t kWay = 4096, kSize = sizeof(T);  // bytes of one way of the first cache
+  const bool units = kSize == 4 || (block_kernels<T>().pairs && operand.channels % 2 == 0);
+  return units && operand.gradient.a == nullptr && operand.out == nullptr &&
          operand.pivot == nullptr && operand.branch.mean == nullptr &&
-         (operand.dout != nullptr || operand.y.dense()) && operand.channels * 4 % kWay != 0;
+         (operand.dout != nullptr || operand.y.dense()) && operand.channels * kSize % kWay != 0;
 }
 
 // The units by rows of one panel: packed into `to`, or where they lie.
@@ -155,9 +169,13 @@ Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const Pack
 
 // sum over rows of a_m b_m^T, fp32 [channels of a, channels of b]; with_ones: one more row, the
 // column sums of b. `sums`, where given, [channels of a]: the column sums of a before rounding.
-// symmetric: b is a.
+// symmetric: b is a. transposed: sum of b_m a_m^T, [channels of b, channels of a].
+struct OuterProduct {
+  bool with_ones = false, symmetric = false, transposed = false;
+  float* sums = nullptr;
+};
 template <typename T>
-at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows, bool with_ones,
-                         bool symmetric, float* sums, const at::Tensor& like);
+at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
+                         const OuterProduct& form, const at::Tensor& like);
 
 }  // namespace fastres

@@ -178,8 +178,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
             bn_operand<T>(x, stride, prologue ? *link.prologue : none, nullptr);
         // the first operand is made again for every block of the second's columns
         dw = dy.channels <= input.channels
-                 ? outer_product<T>(dy, input, rows, false, false, nullptr, x)
-                 : outer_product<T>(input, dy, rows, false, false, nullptr, x).t().contiguous();
+                 ? outer_product<T>(dy, input, rows, {}, x)
+                 : outer_product<T>(input, dy, rows, {.transposed = true}, x);
         dw = like_weight(dw.view({dw.size(0), dw.size(1), 1, 1}), conv_weight);
       }
       if (need_dx) {

@@ -8,7 +8,7 @@
 
 #include <atomic>
 
-#include "operators.h"
+#include "block_rows.h"
 #include "pool.h"
 #include "winograd.h"
 
@@ -30,12 +30,42 @@ at::Tensor convolve(const at::Tensor& x, const at::Tensor& weight, const Geometr
   return at::convolution(x, weight, {}, g.stride, g.padding, g.dilation, false, {0, 0}, g.groups);
 }
 
+// Whether the weight's gradient is taken as a product of our own: where oneDNN's is far from the
+// processor's rate, at strides, dilations and for large weights over few pixels, or (bf16) wrong.
+bool patches_serve(const at::Tensor& dy, const at::Tensor& weight, const Geometry& g) {
+  const int64_t in = weight.size(1), pixels = dy.size(0) * dy.size(2) * dy.size(3);
+  const auto beyond = [](at::IntArrayRef pair) { return pair[0] > 1 || pair[1] > 1; };
+  return g.groups == 1 && in >= 32 && dy.numel() > 0 && weight.size(2) * weight.size(3) > 1 &&
+         (beyond(g.stride) || beyond(g.dilation) || pixels < 16 * in);
+}
+
+// dy^T times the patches of x, in fp32: the gradient of a channels_last weight.
+at::Tensor patches_backward_weight(const at::Tensor& dy, const at::Tensor& x,
+                                   const at::Tensor& weight, const Geometry& g) {
+  const at::Tensor zeros = at::zeros({x.size(1)}, x.options());
+  const at::IntArrayRef kernel = weight.sizes().slice(2);
+  const int64_t rows = dy.size(0) * dy.size(2) * dy.size(3);
+  return for_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const Operand<T> patches =
+        patches_operand<T>(x, dy, kernel, g.stride, g.padding, g.dilation, zeros);
+    const at::Tensor dw =
+        outer_product<T>(masked_operand<T>(dy, at::Tensor()), patches, rows, {}, x);
+    return dw.view({dy.size(1), kernel[0], kernel[1], x.size(1)}).permute({0, 3, 1, 2});
+  });
+}
+
 std::tuple<at::Tensor, at::Tensor> convolve_backward(const at::Tensor& dy, const at::Tensor& x,
                                                      const at::Tensor& weight, const Geometry& g,
                                                      bool need_dx, bool need_dw) {
   if (winograd_serves(x, weight, g.stride, g.padding, g.dilation, g.groups)) {
     return {need_dx ? winograd_backward_data(dy, weight) : at::Tensor(),
             need_dw ? winograd_backward_weight(dy, x) : at::Tensor()};
+  }
+  if (need_dw && patches_serve(dy, weight, g)) {
+    const at::Tensor dw = patches_backward_weight(dy, x, weight, g);
+    return {need_dx ? std::get<0>(convolve_backward(dy, x, weight, g, true, false)) : at::Tensor(),
+            dw};
   }
   // oneDNN hands back memory it never wrote as part of a bf16 weight's gradient where one stride
   // passes over all columns of x, and where the kernel is dilated.
@@ -64,11 +94,15 @@ int64_t images_per_slice(const at::Tensor& x, const at::Tensor& y) {
 
 }  // namespace
 
-// The weight may be kept in a wider dtype than the activations; its gradient takes its form.
+// The weight may be kept in a wider dtype than the activations; its gradient takes its form. What
+// differs in the strides of extents of one only, as layouts of a 1x1 weight do, is not copied.
 at::Tensor like_weight(const at::Tensor& dw, const at::Tensor& weight) {
-  return dw.strides() == weight.strides() && dw.scalar_type() == weight.scalar_type()
-             ? dw
-             : at::empty_like(weight).copy_(dw);
+  bool same = dw.scalar_type() == weight.scalar_type();
+  for (int64_t i = 0; i < dw.dim(); ++i) {
+    same = same && (dw.size(i) == 1 || dw.stride(i) == weight.stride(i));
+  }
+  return same ? dw.as_strided(weight.sizes(), weight.strides())
+              : at::empty_like(weight).copy_(dw);
 }
 
 int64_t set_slice_bytes(int64_t bytes) { return slice_bytes.exchange(bytes); }

@@ -31,8 +31,9 @@ std::tuple<Tensor, Tensor> moments(const Tensor& y_, const OptionalTensor& mean,
     using T = decltype(type);
     const Operand<T> d = bn_operand<T>(y, stride, branch, pivot.data());
     Tensor s = empty_vector(y.size(1), y);
-    const Tensor gram = outer_product<T>(d, d, count_rows(y, d.y), false, true,
-                                         s.mutable_data_ptr<float>(), y);
+    const Tensor gram =
+        outer_product<T>(d, d, count_rows(y, d.y),
+                         {.symmetric = true, .sums = s.mutable_data_ptr<float>()}, y);
     return {s, gram};
   });
 }
@@ -134,8 +135,8 @@ std::tuple<Tensor, Tensor> expand_backward_weight(
   return for_type(y.scalar_type(), [&](auto type) -> std::tuple<Tensor, Tensor> {
     using T = decltype(type);
     const Operand<T> d = bn_operand<T>(y, stride, branch, pivot.data());
-    const Tensor both = outer_product<T>(d, masked_operand<T>(dout, out), count_rows(y, d.y), true,
-                                         false, nullptr, y);
+    const Tensor both = outer_product<T>(d, masked_operand<T>(dout, out), count_rows(y, d.y),
+                                         {.with_ones = true}, y);
     // an operator's outputs may not share memory
     return {both.narrow(0, 0, d.channels), both[d.channels].clone()};
   });

@@ -286,9 +286,37 @@ void max_window(const T* const* pixels, const uint8_t* which, int64_t count, int
   }
 }
 
+// The same for a number of gradients known beforehand, whose sum then needs no memory.
+template <int COUNT, typename T>
+void max_gradient_of(const T* const* gradients, const uint8_t* const* indices,
+                     const uint8_t* which, int64_t channels, T* __restrict dx) {
+  const T* g[COUNT];
+  const uint8_t* index[COUNT];
+  int32_t here[COUNT];
+  for (int p = 0; p < COUNT; ++p) {
+    g[p] = gradients[p];
+    index[p] = indices[p];
+    here[p] = which[p];
+  }
+#pragma GCC ivdep
+  for (int64_t c = 0; c < channels; ++c) {
+    float sum = 0.0f;
+#pragma GCC unroll 4
+    for (int p = 0; p < COUNT; ++p) {
+      const float v = load(g[p], c);
+      sum += static_cast<int32_t>(index[p][c]) == here[p] ? v : 0.0f;
+    }
+    store(dx, c, sum);
+  }
+}
+
 template <typename T>
 void max_gradient(const T* const* gradients, const uint8_t* const* indices, const uint8_t* which,
                   int64_t count, int64_t channels, T* __restrict dx, float* __restrict sum) {
+  // windows of 3 x 3 at a stride of 2
+  if (count == 1) return max_gradient_of<1>(gradients, indices, which, channels, dx);
+  if (count == 2) return max_gradient_of<2>(gradients, indices, which, channels, dx);
+  if (count == 4) return max_gradient_of<4>(gradients, indices, which, channels, dx);
   for (int64_t c = 0; c < channels; ++c) sum[c] = 0.0f;
   for (int64_t p = 0; p < count; ++p) {
     const T* __restrict g = gradients[p];

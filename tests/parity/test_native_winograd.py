@@ -25,13 +25,6 @@ SIZES = [
 ]
 
 
-@pytest.fixture
-def two_threads():
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def draw(n, c_in, c_out, height, width, mean=0.0):
     def normal(*size):
         return torch.randn(size).add_(mean).contiguous(memory_format=torch.channels_last)
