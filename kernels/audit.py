@@ -105,6 +105,9 @@ def _specialise(label: str, target: str, made: Launch) -> Case:
             continue
         if isinstance(value, Tensor):
             signature[name] = _POINTERS[value.dtype]
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+            continue
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
         if isinstance(value, Tensor) or value % 16 == 0:

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import expand, expand_backward_data, expand_backward_weight, expand_reduce, moments
+from . import (
+    expand,
+    expand_backward_data,
+    expand_backward_weight,
+    expand_reduce,
+    moment_gradients,
+    moment_statistics,
+    moments,
+)
 from .audit_cases import Maker, activation, product_dtype, vector
 
 _EXTENT = 28
@@ -61,6 +69,17 @@ def _expand(row: dict[str, Any], name: str) -> Iterator[str]:
         block = _block(kind, dtype, row["shape"]["inner"], row["shape"]["outer"])
         expand_reduce.expand(block, True, tf32, row["config"])
         yield kind
+    yield from _statistics(row, dtype)
+
+
+def _statistics(row: dict[str, Any], dtype: torch.dtype) -> Iterator[str]:
+    inner, outer = row["shape"]["inner"], row["shape"]["outer"]
+    narrow, wide = vector(inner, dtype), vector(outer, dtype)
+    moment_statistics.moment_statistics(
+        _weight(dtype, outer, inner), narrow, _weight(torch.float32, inner, inner), narrow,
+        wide, wide, _EXTENT**2, 1e-5, dtype,
+    )  # fmt: skip
+    yield "statistics"
 
 
 def _expand_reduce(row: dict[str, Any], name: str) -> Iterator[str]:
@@ -91,6 +110,29 @@ def _backward_weight(row: dict[str, Any], name: str) -> Iterator[str]:
         expand_backward_weight.expand_backward_weight(
             *inputs, pivot, [stride] * 2, tf32, row["config"]
         )
+        yield kind
+    yield from _moment_gradients(row, dtype)
+
+
+def _moment_gradients(row: dict[str, Any], dtype: torch.dtype) -> Iterator[str]:
+    """Of one rank, of several, and with frozen statistics; the weight is kept in fp32."""
+    inner, outer = row["shape"]["inner"], row["shape"]["outer"]
+    narrow, wide = vector(inner, dtype), vector(outer, dtype)
+    weight, product = (_weight(torch.float32, *sizes) for sizes in ((outer, inner), (inner, outer)))
+    square, one = _weight(torch.float32, inner, inner), torch.empty((), device="meta")
+    for kind, offset, shift, count in (
+        ("one rank", narrow, None, None),
+        ("ranks", narrow, wide, one),
+        ("frozen", None, None, None),
+    ):
+        _, gain, dmatrix, _ = moment_gradients.moment_gradients(
+            weight, product, wide, wide, wide, wide, narrow, offset, shift, dtype
+        )
+        if offset is not None:
+            moment_gradients.moment_batch_gradients(
+                weight, gain, dmatrix, wide, wide, wide, wide, narrow, offset, square, shift, count,
+                _EXTENT**2,
+            )  # fmt: skip
         yield kind
 
 

@@ -198,6 +198,16 @@ def accumulator(like: Tensor) -> tl.dtype:
     return tl.float64 if like.dtype == torch.float64 else tl.float32
 
 
+def new_matrix(like: Tensor, dtype: torch.dtype, rows: int, columns: int) -> Tensor:
+    """Uninitialised matrix [rows, columns] on the device of `like`."""
+    return torch.empty((rows, columns), dtype=dtype, device=like.device)
+
+
+def element(dtype: torch.dtype) -> tl.dtype:
+    """Triton's name of a dtype of activations."""
+    return getattr(tl, str(dtype).removeprefix("torch."))
+
+
 def blocks(tile: int, channels: int) -> dict[str, int]:
     """BLOCK_M and BLOCK_C of an element-wise tile of about `tile` elements.
 

@@ -173,8 +173,11 @@ def means(
     for a frozen BN."""
     if sums is None or not bn.training:
         return None, None
-    sum_g, sum_gx = over_ranks(sums, bn.process_group)
-    return sum_g / at_least_one(count), sum_gx / at_least_one(count)
+    # one launch for both
+    mean_g, mean_gx = torch._foreach_div(
+        list(over_ranks(sums, bn.process_group)), at_least_one(count)
+    )
+    return mean_g, mean_gx
 
 
 def join_reduce(

@@ -7,17 +7,17 @@ gradients follow from m, Cov and the products of the launches; docs/engine.md de
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..backends import launch
-from ..backends.fakes import statistics_dtype
+from ..backends.fakes import exact, statistics_dtype
+from ..backends.reference_moments import as_matrix, times
 from .batch_norm import (
     Branch,
     Normalisation,
-    at_least_one,
     frozen,
     merge_over_ranks,
     over_ranks,
@@ -69,28 +69,20 @@ class Gradients(NamedTuple):
     dbias: Tensor
 
 
-def times(matrix: Tensor, vector: Tensor) -> Tensor:
-    """matrix @ vector. Unlike a product of two matrices it is never made in TF32."""
-    return torch.mv(matrix, vector)
-
-
-def exact(y: Tensor) -> bool:
-    """Whether products take z - pivot. 16-bit ones take z: rounding z - p would flip ReLUs."""
-    return y.dtype in (torch.float32, torch.float64)
-
-
-def scale_of(invstd: Tensor, gamma: Tensor | None) -> Tensor:
-    """invstd * gamma [N]."""
-    return invstd if gamma is None else invstd * gamma.detach().to(invstd.dtype)
-
-
 def affine_of(
     mean: Tensor, invstd: Tensor, gamma: Tensor | None, beta: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """(scale, shift) [N] of a BN whose input is in memory."""
-    scale = scale_of(invstd, gamma)
-    shift = -mean * scale
-    return scale, shift if beta is None else shift + beta.detach().to(mean.dtype)
+    return _epilogue(-mean, invstd, gamma, beta)
+
+
+def _epilogue(
+    level: Tensor, invstd: Tensor, gamma: Tensor | None, beta: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift) [N] with value * scale + shift = (value + level) * invstd * gamma + beta."""
+    scale = invstd if gamma is None else invstd * gamma.detach().to(invstd.dtype)
+    shift = level * scale
+    return scale, shift if beta is None else shift + beta.detach().to(shift.dtype)
 
 
 def pivot_of(y: Tensor, prologue: Prologue, stride: tuple[int, int], like: Tensor) -> Tensor:
@@ -104,11 +96,6 @@ def pivot_of(y: Tensor, prologue: Prologue, stride: tuple[int, int], like: Tenso
         return prologue.bias.detach().to(like.dtype).relu()
     first = y[:1, :, :: stride[0], :: stride[1]].to(like.dtype)
     return first.sum((0, 2, 3)) / max(first.shape[2] * first.shape[3], 1)
-
-
-def as_matrix(weight: Tensor, like: Tensor) -> Tensor:
-    """W [N, K], which is in the dtype of its product, in the statistics' dtype."""
-    return weight.flatten(1).to(like.dtype)
 
 
 def forward(
@@ -128,46 +115,46 @@ def forward(
         like = torch.empty(0, dtype=statistics_dtype(y.dtype), device=y.device)
     pivot = pivot_of(y, prologue, stride, like)
     weight = weight.detach().to(y.dtype)
-    matrix = as_matrix(weight, like)
     if bn.training:
-        moments, branch = _measured(y, prologue, pivot, matrix, stride, bn)
+        moments, branch, scale, shift = _measured(
+            y, prologue, pivot, weight, gamma, beta, stride, bn
+        )
     else:
         moments = Moments(pivot, None, None, None)
         branch = frozen(running_mean, running_var, y, bn)
-    scale = scale_of(branch.invstd, gamma)
-    if not exact(y):
-        shift = -branch.mean * scale
-    elif moments.offset is None:
-        shift = (times(matrix, pivot) - branch.mean) * scale
-    else:
-        shift = -times(matrix, moments.offset) * scale
-        if moments.shift is not None:
-            shift = shift + moments.shift * scale
-    if beta is not None:
-        shift = shift + beta.detach().to(like.dtype)
+        level = -branch.mean
+        if exact(y):
+            level = level + times(as_matrix(weight, y, like), pivot)
+        scale, shift = _epilogue(level, branch.invstd, gamma, beta)
     return moments, Affine(weight, pivot if exact(y) else None, scale, shift), branch
 
 
 def _measured(
-    y: Tensor, prologue: Prologue, pivot: Tensor, matrix: Tensor, stride, bn: Normalisation
-) -> tuple[Moments, Branch]:
+    y: Tensor,
+    prologue: Prologue,
+    pivot: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    stride: tuple[int, int],
+    bn: Normalisation,
+) -> tuple[Moments, Branch, Tensor, Tensor]:
+    """(moments, branch, scale, shift) of a batch; `weight` is in the dtype of its product."""
     total, gram = launch.moments(y, *prologue, pivot, stride)
-    count: Any = y.shape[0] * _strided(y.shape[2], stride[0]) * _strided(y.shape[3], stride[1])
-    share = 1 / max(count, 1)
-    offset = total * share
-    covariance = gram * share - torch.outer(offset, offset)
-    mean = times(matrix, pivot + offset)
-    var = ((matrix @ covariance) * matrix).sum(1).clamp_min(0)
-    if count == 0:
-        mean, var = torch.zeros_like(mean), torch.zeros_like(var)
-    shift = None
-    if bn.process_group is not None:
-        # 2N numbers cross the wire where the moments themselves would be K + K*K
-        here = mean
-        mean, var, count = merge_over_ranks(mean, var, count, bn.process_group)
-        shift = here - mean
+    rows = y.shape[0] * _strided(y.shape[2], stride[0]) * _strided(y.shape[3], stride[1])
+    offset, covariance, here, var, invstd, scale, shift = launch.moment_statistics(
+        y, weight, total, gram, pivot, gamma, beta, rows, bn.eps
+    )
+    if bn.process_group is None:
+        branch = Branch(here, var, invstd, rows)
+        return Moments(pivot, offset, covariance, None), branch, scale, shift
+    # 2N numbers cross the wire where the moments themselves would be K + K*K
+    mean, var, count = merge_over_ranks(here, var, rows, bn.process_group)
     branch = Branch(mean, var, torch.rsqrt(var + bn.eps), count)
-    return Moments(pivot, offset, covariance, shift), branch
+    lacking = here - mean
+    level = lacking - times(as_matrix(weight, y, mean), offset) if exact(y) else -mean
+    moments = Moments(pivot, offset, covariance, lacking)
+    return moments, branch, *_epilogue(level, branch.invstd, gamma, beta)
 
 
 def _strided(extent: int, stride: int) -> int:
@@ -190,39 +177,19 @@ def backward(
     """All gradients from product = sum (z - p) g^T [K, N] and sum_g [N].
 
     Args:
-        count: values behind the statistics, over all ranks.
+        count: values behind the statistics: over several ranks a tensor, else `rows`.
         rows: M, the rows of this rank.
         y: the input of the convolution, for the dtype its products are made in.
     """
-    matrix = as_matrix(weight.detach().to(y.dtype), mean)
-    scale = scale_of(invstd, gamma)
-    gain = (matrix * scale[:, None]).to(y.dtype)
-    product = product.t().contiguous()  # [N, K] as the weight
-    # sum of g * (y - mean)
-    sum_gy = (matrix * product).sum(1)
-    dmatrix = (product * scale[:, None]).addr_(scale * sum_g, moments.pivot)
-    if moments.offset is None:
-        sum_gy = sum_gy + (times(matrix, moments.pivot) - mean) * sum_g
-        return Gradients(gain, None, None, dmatrix, invstd * sum_gy, sum_g)
-    sum_gy = sum_gy - times(matrix, moments.offset) * sum_g
-    if moments.shift is not None:
-        sum_gy = sum_gy + moments.shift * sum_g
+    pivot, offset, covariance, shift = moments
+    sum_gy, gain, dmatrix, dgamma = launch.moment_gradients(
+        y, weight, product, sum_g, gamma, mean, invstd, pivot, offset, shift
+    )
+    if offset is None:  # frozen
+        return Gradients(gain, None, None, dmatrix, dgamma, sum_g)
     all_g, all_gy = over_ranks((sum_g, sum_gy), bn.process_group)
-    # dy = scale * (g - mean_g) + slope * (y - mean)
-    mean_g = all_g / at_least_one(count)
-    slope = -scale * invstd.square() * all_gy / at_least_one(count)
-    level = -scale * mean_g
-    centre = moments.pivot + moments.offset
-    if moments.shift is not None:
-        level = level + moments.shift * slope
-    tilted = matrix * slope[:, None]
-    dmatrix.addmm_(tilted, moments.covariance * rows).addr_(level * rows, centre)
-    mixing = matrix.t() @ tilted
-    mixing = ((mixing + mixing.t()) / 2).to(y.dtype)  # symmetric after rounding as well
-    # of the matrices as the products use them: a gradient that must vanish then does
-    operand_pivot = moments.pivot if exact(y) else 0
-    constant = -times(gain.to(mean.dtype).t(), mean_g)
-    constant = constant - times(mixing.to(mean.dtype), centre - operand_pivot)
-    if moments.shift is not None:
-        constant = constant + times(tilted.t(), moments.shift)
-    return Gradients(gain, mixing, constant, dmatrix, invstd * sum_gy, sum_g)
+    mixing, constant, dmatrix = launch.moment_batch_gradients(
+        y, weight, gain, dmatrix, all_g, all_gy, gamma, invstd, pivot, offset, covariance, shift,
+        count if isinstance(count, Tensor) else None, rows,
+    )  # fmt: skip
+    return Gradients(gain, mixing, constant, dmatrix, dgamma, sum_g)

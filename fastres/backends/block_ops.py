@@ -2,7 +2,8 @@
 
 `z` is what enters the expanding 1x1 convolution of a bottleneck: relu(bn(y)) in y's dtype, or y
 itself where no `mean` is given. Its moments stand in for the output of that convolution, which is
-never in memory (docs/engine.md). A `pivot` [K] is a fixed vector near z's mean.
+never in memory (docs/engine.md). A `pivot` [K] is a fixed vector near z's mean; `s`, `gram` and
+`offset` (m), `covariance` are moments of z - pivot over `rows` rows.
 """
 
 from __future__ import annotations
@@ -22,10 +23,23 @@ _STEM = "Tensor y, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias"
 
 BLOCK_SCHEMAS = {
     "moments": f"(Tensor y, {_BN}, Tensor pivot, int[2] stride) -> (Tensor, Tensor)",
+    # offset, covariance, mean, var; invstd, scale and shift of the BN as `expand` takes it
+    "moment_statistics": "(Tensor y, Tensor conv_weight, Tensor s, Tensor gram, Tensor pivot, "
+    "Tensor? weight, Tensor? bias, SymInt rows, float eps) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "expand": f"({_EXPAND}) -> Tensor",
     "expand_reduce": f"({_EXPAND}, Tensor next_weight) -> (Tensor, Tensor, Tensor, Tensor)",
     "expand_backward_weight": f"(Tensor dout, Tensor? out, Tensor y, {_BN}, Tensor pivot, "
     "int[2] stride) -> (Tensor, Tensor)",
+    # the sum of g * (y - mean) for the convolution's output y (offset is None if frozen), gain and
+    # the gradients of the weight, as a matrix, and the BN's weight: all of it if frozen
+    "moment_gradients": "(Tensor y, Tensor conv_weight, Tensor product, Tensor sum_g, "
+    "Tensor? weight, Tensor mean, Tensor invstd, Tensor pivot, Tensor? offset, Tensor? shift) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    # mixing, constant, and the gradient of the weight with what the batch's statistics add to it
+    "moment_batch_gradients": "(Tensor y, Tensor conv_weight, Tensor gain, Tensor dmatrix, "
+    "Tensor all_g, Tensor all_gy, Tensor? weight, Tensor invstd, Tensor pivot, Tensor offset, "
+    "Tensor covariance, Tensor? shift, Tensor? count, SymInt rows) -> (Tensor, Tensor, Tensor)",
     "expand_backward_data": f"(Tensor dout, Tensor? out, Tensor y, {_BN}, Tensor? pivot, "
     "Tensor gain, Tensor? mixing, Tensor? constant, int[2] stride) -> (Tensor, Tensor, Tensor)",
     "chain_backward": "(Tensor dout, Tensor? out, Tensor y, Tensor mean, Tensor invstd, "
@@ -45,6 +59,22 @@ BLOCK_SCHEMAS = {
 def _moments(y, mean, invstd, weight, bias, pivot, stride):
     inner = y.shape[1]
     return vector(y, inner), vector(y, inner, inner)
+
+
+def _moment_statistics(y, conv_weight, *_):
+    outer, inner = conv_weight.shape[:2]
+    return vector(y, inner), vector(y, inner, inner), *(vector(y, outer) for _ in range(5))
+
+
+def _moment_gradients(y, conv_weight, *_):
+    outer, inner = conv_weight.shape[:2]
+    matrices = y.new_empty((outer, inner)), vector(y, outer, inner)
+    return vector(y, outer), *matrices, vector(y, outer)
+
+
+def _moment_batch_gradients(y, conv_weight, *_):
+    outer, inner = conv_weight.shape[:2]
+    return y.new_empty((inner, inner)), vector(y, inner), vector(y, outer, inner)
 
 
 def _expand(y, mean, invstd, weight, bias, pivot, conv_weight, *_):
@@ -94,9 +124,12 @@ def _bn_max_pool_backward(dout, index, y, *_):
 
 BLOCK_FAKES: dict[str, Callable] = {
     "moments": _moments,
+    "moment_statistics": _moment_statistics,
     "expand": _expand,
     "expand_reduce": _expand_reduce,
     "expand_backward_weight": _expand_backward_weight,
+    "moment_gradients": _moment_gradients,
+    "moment_batch_gradients": _moment_batch_gradients,
     "expand_backward_data": _expand_backward_data,
     "chain_backward": _chain_backward,
     "bn_max_pool": _bn_max_pool,

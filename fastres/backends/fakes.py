@@ -13,6 +13,12 @@ def statistics_dtype(activation: torch.dtype) -> torch.dtype:
     return torch.float64 if activation == torch.float64 else torch.float32
 
 
+def exact(y: Tensor) -> bool:
+    """Whether a moment form's products of y take z - pivot. 16-bit ones take z: rounding z - p
+    would flip ReLUs."""
+    return y.dtype in (torch.float32, torch.float64)
+
+
 def conv_output_size(
     x: Tensor,
     weight: Tensor,

@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 
 from .. import extension
+from . import reference
 
 _DTYPES = (torch.float32, torch.bfloat16)
+# products of moments and weights, no pass over an activation: the reference's are PyTorch's own
+_REFERENCES = frozenset({"moment_statistics", "moment_gradients", "moment_batch_gradients"})
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -28,12 +31,15 @@ def release_memory() -> None:
 
 
 def __getattr__(name: str):
-    """The operator of the extension, looked up once it is loaded."""
+    """The operator of the extension, looked up once it is loaded, or the reference's."""
     from .ops import SCHEMAS
 
     if name not in SCHEMAS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    extension.load()
-    operator = getattr(torch.ops.fastres_native, name).default
+    if name in _REFERENCES:
+        operator = getattr(reference, name)
+    else:
+        extension.load()
+        operator = getattr(torch.ops.fastres_native, name).default
     globals()[name] = operator
     return operator

@@ -28,6 +28,7 @@ from .reference_layers import (
     pad_shortcut,
     pad_shortcut_backward,
 )
+from .reference_moments import moment_batch_gradients, moment_gradients, moment_statistics
 
 __all__ = [
     "bn_apply",
@@ -47,6 +48,9 @@ __all__ = [
     "expand_reduce",
     "max_pool",
     "max_pool_backward",
+    "moment_batch_gradients",
+    "moment_gradients",
+    "moment_statistics",
     "moments",
     "pad_shortcut",
     "pad_shortcut_backward",

@@ -36,6 +36,9 @@ from .triton_moments import (
     expand_backward_data,
     expand_backward_weight,
     expand_reduce,
+    moment_batch_gradients,
+    moment_gradients,
+    moment_statistics,
     moments,
 )
 
@@ -57,6 +60,9 @@ __all__ = [
     "expand_reduce",
     "max_pool",
     "max_pool_backward",
+    "moment_batch_gradients",
+    "moment_gradients",
+    "moment_statistics",
     "moments",
     "pad_shortcut",
     "pad_shortcut_backward",

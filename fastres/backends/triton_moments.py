@@ -15,12 +15,17 @@ from . import reference
 from . import triton_layers as layers
 
 
+def _served(y: Tensor) -> bool:
+    """Whether our kernels take this dtype here; else the reference serves."""
+    if y.dtype == torch.bfloat16 and not y.is_cuda and layers.kernel("launch").made():
+        return False  # the interpreter's bf16 product is not a product, and it truncates
+    return y.dtype != torch.float64
+
+
 def _chosen(operator: str, y: Tensor, mean: Tensor | None, outer: int, **shape: int):
     """(config, whether in TF32) of our kernel for this operator; None: the reference serves."""
-    if y.dtype == torch.float64:
+    if not _served(y):
         return None
-    if y.dtype == torch.bfloat16 and not y.is_cuda and layers.kernel("launch").made():
-        return None  # the interpreter's bf16 product is not a product
     tf32 = y.dtype == torch.float32 and layers.uses_tf32()
     choice = layers.kernel("tuned").choose(
         operator, y.device, "tf32" if tf32 else y.dtype, prologue=mean is not None,
@@ -37,6 +42,46 @@ def moments(y, mean, invstd, weight, bias, pivot, stride):
     return layers.kernel("moments").moments(
         layers.dense(y), mean, invstd, weight, bias, pivot, stride, tf32, config
     )
+
+
+def _matrix(conv_weight: Tensor) -> Tensor:
+    return conv_weight.flatten(1).contiguous()
+
+
+def moment_statistics(y, conv_weight, s, gram, pivot, weight, bias, rows, eps):
+    if not _served(y):
+        return reference.moment_statistics(y, conv_weight, s, gram, pivot, weight, bias, rows, eps)
+    return layers.kernel("moment_statistics").moment_statistics(
+        _matrix(conv_weight), s, gram.contiguous(), pivot, weight, bias, rows, eps, y.dtype
+    )
+
+
+def moment_gradients(
+    y, conv_weight, product, sum_g, weight, mean, invstd, pivot, offset, shift
+):  # fmt: skip
+    if not _served(y):
+        return reference.moment_gradients(
+            y, conv_weight, product, sum_g, weight, mean, invstd, pivot, offset, shift
+        )
+    return layers.kernel("moment_gradients").moment_gradients(
+        _matrix(conv_weight), product.contiguous(), sum_g, weight, mean, invstd, pivot, offset,
+        shift, y.dtype,
+    )  # fmt: skip
+
+
+def moment_batch_gradients(
+    y, conv_weight, gain, dmatrix, all_g, all_gy, weight, invstd, pivot, offset, covariance, shift,
+    count, rows,
+):  # fmt: skip
+    if not _served(y):
+        return reference.moment_batch_gradients(
+            y, conv_weight, gain, dmatrix, all_g, all_gy, weight, invstd, pivot, offset, covariance,
+            shift, count, rows,
+        )  # fmt: skip
+    return layers.kernel("moment_gradients").moment_batch_gradients(
+        _matrix(conv_weight), gain.contiguous(), dmatrix.contiguous(), all_g, all_gy, weight,
+        invstd, pivot, offset, covariance.contiguous(), shift, count, rows,
+    )  # fmt: skip
 
 
 def _block(

@@ -16,6 +16,9 @@ from parity.block_cases import (
     moments_case,
     pool_case,
 )
+from parity.moment_cases import KINDS as MOMENT_KINDS
+from parity.moment_cases import moments_and_weights
+from parity.moment_cases import results as named_results
 from parity.oracle import ATOL, assert_parity
 from torch import Tensor, nn
 
@@ -120,6 +123,25 @@ def test_expand_backward(shape, dtype, masked, frozen):
         weight, data = expand_backward_case(*shape, dtype, bn=bn, masked=masked, frozen=frozen)
         check("expand_backward_weight", weight, dtype)
         check("expand_backward_data", data, dtype)
+
+
+@pytest.mark.parametrize("kind", ["one rank", "ranks", "frozen", "no weight and bias"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_between_the_passes_of_a_moment_form(shape, dtype, kind):
+    images, inner, outer, height, width = shape
+    found = moments_and_weights(images * height * width, inner, outer, dtype, **MOMENT_KINDS[kind])
+    for name in found.arguments:
+        arguments = on_device(found.arguments[name])
+        ours, again = (named_results(backend, name, arguments) for _ in range(2))
+        same = named_results(reference, name, arguments)
+        for key, value in ours.items():
+            assert (value.shape, value.dtype) == (same[key].shape, same[key].dtype), key
+            assert torch.equal(value, again[key]), key
+        exact = {key: value.to(DEVICE) for key, value in found.expected[name].items()}
+        assert_parity(ours, same, exact, ATOL[dtype])
+        if "mixing" in ours:
+            assert torch.equal(ours["mixing"], ours["mixing"].t())
 
 
 @pytest.mark.parametrize("providing", ["by the tables", "triton", "cudnn"])

@@ -48,7 +48,11 @@ def assert_same(first, second):
 
 def test_every_operator_is_there():
     for name in SCHEMAS:
-        assert callable(getattr(native, name))
+        operator = getattr(native, name)
+        assert callable(operator)
+        if operator is getattr(reference, name):  # no kernel of ours, and no other of that name
+            assert not hasattr(torch.ops.fastres_native, name)
+            continue
         theirs = str(getattr(torch.ops.fastres, name).default._schema)
         ours = str(getattr(native, name)._schema)
         assert ours.partition("::")[2] == theirs.partition("::")[2]

@@ -109,6 +109,22 @@ def block_arguments(dtype: torch.dtype) -> dict[str, list[tuple]]:
             (dout, None, x, *none, x_pivot, torch.randn(12, 6).to(dtype), None, None, [2, 2]),
         ],
     }  # fmt: skip
+    square, product, wide = torch.eye(4), torch.randn(4, 12), [torch.rand(12) for _ in range(4)]
+    found["moment_statistics"] = [
+        (y, weight.to(dtype), vector[:4], square, pivot, *affine, 40, 1e-5),
+        (y, weight, vector[:4], square, pivot, None, None, 0, 1e-5),
+    ]
+    kinds = ((vector[:4], None), (vector[:4], wide[2]), (None, None))
+    found["moment_gradients"] = [
+        (y, weight, product, *wide[:1], gamma, *wide[1:3], pivot, *kind)
+        for gamma in (wide[3], None)
+        for kind in kinds
+    ]
+    matrices = (torch.randn(12, 4).to(dtype), torch.randn(12, 4))
+    found["moment_batch_gradients"] = [
+        (y, weight, *matrices, *wide[:2], gamma, wide[2], pivot, vector[:4], square, *rest, 40)
+        for gamma, rest in ((wide[3], (None, None)), (None, (wide[0], torch.tensor(50.0))))
+    ]
     geometry, wide = ([2, 2], [1, 1], [1, 1], 1), torch.randn(12, 6, 3, 3)
     found["chain_backward"] = [
         (dout, mask, dout, *bn(12), *means, mask is None, x, wide, *geometry, *prologue,

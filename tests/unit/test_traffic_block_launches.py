@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.touched import Touch, assert_declared
-from parity import block_cases
+from parity import block_cases, moment_cases
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="needs Triton's interpreter")
 
@@ -59,6 +59,15 @@ def test_expand_backward(touch, bn, masked, stride):
     assert_declared(
         touch(lambda: backend.expand_backward_data(*data)), "expand_backward_data_kernel"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", ["one rank", "ranks", "frozen", "no weight and bias"])
+def test_between_the_passes_of_a_moment_form(touch, kind, dtype):
+    # several tiles of every kernel, those on the edges not whole
+    case = moment_cases.moments_and_weights(50, 70, 90, dtype, **moment_cases.KINDS[kind])
+    for name, arguments in case.arguments.items():
+        assert_declared(touch(lambda n=name, a=arguments: getattr(backend, n)(*a)))
 
 
 @pytest.mark.parametrize("residual", [None, *block_cases.RESIDUALS])

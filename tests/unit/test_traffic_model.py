@@ -182,6 +182,23 @@ def test_units_of_a_bottleneck(name, most):
     assert kept == pytest.approx(10 if name.startswith("prologue") else 6, abs=0.01)
 
 
+def test_what_is_left_of_small_launches():
+    """Under 1 MB an operator costs its launch: few of those are left, and PyTorch's are known."""
+    workload = cases.network("resnet50", 256, 224, "bf16")
+    plan = record(workload, DEFAULT, "NVIDIA H200", "sm_90").plan
+    total = plan.total(machines.known("H200", "bf16"))
+    assert total.calls <= 813
+    assert total.small <= 344
+    block = [o for o in plan.operations if o.block == "layer2.1"]
+    of_moments = Counter(o.name for o in block if o.name.startswith("moment_"))
+    names = ("statistics", "affine", "gradients", "weight", "mixing")
+    assert of_moments == {f"moment_{name}": 1 for name in names}
+    aten = Counter(o.name for o in block if o.provider == "aten" and o.bytes < 10**6)
+    # casts and copies of weights apart: the invstd of two BNs, a pivot, the means of two gradients
+    del aten["_to_copy"], aten["copy_"]
+    assert aten == {"add": 2, "rsqrt": 2, "relu": 1, "_foreach_div": 2}
+
+
 class Tiny(nn.Module):
     """A bottleneck with a projection, one without, and a classifier."""
 
