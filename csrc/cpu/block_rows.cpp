@@ -112,6 +112,11 @@ void write_ones(float* to, int64_t rows, int64_t ld, bool pairs) {
   for (int64_t r = 0; r < (pairs ? (rows + 1) / 2 : rows); ++r) to[r * ld] = one;
 }
 
+// Some rows of an operand.
+struct Rows {
+  int64_t first, count;
+};
+
 // Rows of a product that are put together at once: a cache line of a transposed one.
 constexpr int64_t kStrip = 16;
 
@@ -159,10 +164,38 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   const Split split(own, n, rows);
   const int64_t ldb = staggered(split.widest());
   at::Tensor partial = at::empty({split.groups, m, ldc}, like.options().dtype(at::kFloat));
-  std::vector<double> group_sums(sums == nullptr ? 0 : split.groups * own, 0.0);
   const int64_t row_bytes = 4 * (lda + ldb);
-  const int64_t most = Panels(rows, row_bytes, kPanelBytes, kDepthOfATile).most();
+  std::vector<Rows> panels;  // group by group
+  std::vector<int64_t> starts{0};
+  int64_t most = 0;
+  for (int64_t group = 0; group < split.groups; ++group) {
+    const int64_t from = rows * group / split.groups / 2 * 2;
+    const bool last = group + 1 == split.groups;
+    const int64_t to = last ? rows : rows * (group + 1) / split.groups / 2 * 2;
+    const Panels own_panels(to - from, row_bytes, kPanelBytes, kDepthOfATile);
+    for (int64_t p = 0; p < own_panels.count(); ++p) {
+      panels.push_back({from + own_panels.first(p), own_panels.rows(p)});
+      most = std::max(most, own_panels.rows(p));
+    }
+    starts.push_back(static_cast<int64_t>(panels.size()));
+  }
+  const int64_t count_of_panels = static_cast<int64_t>(panels.size());
+  std::vector<float> panel_sums(sums == nullptr ? 0 : count_of_panels * own, 0.0f);
+  const auto pack_a = [&](int64_t p, float* to) {
+    kernel.pack(a, panels[p].first, panels[p].count, Order::transposed, lda, to,
+                sums == nullptr ? nullptr : panel_sums.data() + p * own);
+    if (with_ones) write_ones(to + own, panels[p].count, lda, kernel.pairs);
+  };
+  // Where many blocks of columns read the first operand it is packed once for all of them.
+  const bool ahead = split.blocks > 2;
+  const int64_t panel_units = (kernel.pairs ? (most + 1) / 2 : most) * lda;
   Scratch scratch(most * row_bytes);
+  Shared packed(ahead ? count_of_panels * panel_units * 4 : 0);
+  if (ahead) {
+    at::parallel_for(0, count_of_panels, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t p = begin; p < end; ++p) pack_a(p, packed.floats() + p * panel_units);
+    });
+  }
   float* const all = partial.mutable_data_ptr<float>();
   const int64_t items = split.groups * split.blocks;
   at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
@@ -174,20 +207,15 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       const int64_t width = std::min(n, split.column(block + 1)) - column;
       float* const c = all + group * m * ldc + column;
       for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, padded_columns(width), 0.0f);
-      const int64_t from = rows * group / split.groups / 2 * 2;
-      const bool last = group + 1 == split.groups;
-      const int64_t to = last ? rows : rows * (group + 1) / split.groups / 2 * 2;
-      const Panels panels(to - from, row_bytes, kPanelBytes, kDepthOfATile);
-      float* const units_a = reinterpret_cast<float*>(scratch.mine());
-      float* const units_b = units_a + most * lda;
-      std::vector<float> panel_sums(group_sums.empty() || block > 0 ? 0 : own);
-      for (int64_t p = 0; p < panels.count(); ++p) {
-        const int64_t first = from + panels.first(p), count = panels.rows(p);
-        std::fill(panel_sums.begin(), panel_sums.end(), 0.0f);
-        kernel.pack(a, first, count, Order::transposed, lda, units_a,
-                    panel_sums.empty() ? nullptr : panel_sums.data());
-        for (size_t i = 0; i < panel_sums.size(); ++i) group_sums[group * own + i] += panel_sums[i];
-        if (with_ones) write_ones(units_a + own, count, lda, kernel.pairs);
+      float* const mine = reinterpret_cast<float*>(scratch.mine());
+      float* const units_b = mine + most * lda;
+      for (int64_t p = starts[group]; p < starts[group + 1]; ++p) {
+        const float* units_a = packed.floats() + p * panel_units;
+        if (!ahead) {
+          pack_a(p, mine);
+          units_a = mine;
+        }
+        const auto [first, count] = panels[p];
         if (!symmetric) {
           kernel.pack(b.columns(column, width), first, count, Order::transposed, ldb, units_b,
                       nullptr);
@@ -215,7 +243,7 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   }
   for (int64_t i = 0; sums != nullptr && i < own; ++i) {
     double total = 0.0;
-    for (int64_t g = 0; g < split.groups; ++g) total += group_sums[g * own + i];
+    for (int64_t p = 0; p < count_of_panels; ++p) total += panel_sums[p * own + i];
     sums[i] = static_cast<float>(total);
   }
   return transposed ? result.view({n, m}) : result.view({m, n});

@@ -67,6 +67,19 @@ class Scratch {
   at::Tensor memory_;
 };
 
+// A piece of memory for all of them.
+class Shared {
+ public:
+  explicit Shared(int64_t bytes) : memory_(at::empty({bytes + 64}, at::kByte)) {}
+  float* floats() {
+    char* const start = static_cast<char*>(memory_.mutable_data_ptr());
+    return reinterpret_cast<float*>(start + (64 - reinterpret_cast<uintptr_t>(start) % 64) % 64);
+  }
+
+ private:
+  at::Tensor memory_;
+};
+
 // Two column sums, taken panel by panel and added up in the order of the panels.
 class ColumnSums {
  public:
