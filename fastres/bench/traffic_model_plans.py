@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .. import functional
+from ..backends import rows_per_channel
 from ..functional import blocks as whole_blocks
 from ..layers import BasicBlock, Bottleneck
 from .operator_calls import with_channels_last
@@ -127,8 +128,9 @@ def record(
 
     with FakeTensorMode(), tuned.choosing_for(gpu, family), ExitStack() as stack:
         stack.enter_context(_providers(variant.providers))
-        if not variant.moments:
-            stack.enter_context(_no_moments())
+        # the tensors are on no GPU, and the plan is for one
+        rows = rows_per_channel(torch.device("cuda")) if variant.moments else math.inf
+        stack.enter_context(_moments_from(rows))
         module = with_channels_last(workload.build(variant.fused)).train()
         if variant.layer_by_layer:
             _layer_by_layer(module)
@@ -203,10 +205,10 @@ def _batch(workload: Workload) -> Batch:
 
 
 @contextmanager
-def _no_moments() -> Iterator[None]:
-    """Let no block have the rows that make the moment form worth its while."""
+def _moments_from(rows: float) -> Iterator[None]:
+    """Let the moment form be worth its while from so many rows per channel."""
     before = whole_blocks.rows_per_channel
-    whole_blocks.rows_per_channel = lambda device: math.inf
+    whole_blocks.rows_per_channel = lambda device: rows
     try:
         yield
     finally:
