@@ -137,10 +137,10 @@ struct BlockKernels {
   // Factor::b of up to 32 columns of a matrix [depth, columns] with any strides, rounded to T.
   void (*pack_weight)(const float* matrix, int64_t depth_stride, int64_t column_stride,
                       int64_t depth, int64_t columns, void* to);
-  // c [m, n] += a^T b over `rows` rows of transposed operands. Rows of c from column j + 32 + below
-  // on are left out in the columns from j: what lies below a diagonal.
+  // c [m, n] (onto: +)= a^T b over `rows` rows of transposed operands. Rows of c from column
+  // j + 32 + below on are left out in the columns from j: what lies below a diagonal.
   void (*accumulate)(const void* a, int64_t lda, int64_t m, const void* b, int64_t ldb, int64_t n,
-                     int64_t rows, float* c, int64_t ldc, int64_t below);
+                     int64_t rows, float* c, int64_t ldc, int64_t below, bool onto);
   void (*expand)(const ExpandPanel<T>& panel);
   void (*data)(const DataPanel<T>& panel);
   void (*input)(const InputPanel<T>& panel);

@@ -5,13 +5,13 @@ namespace {
 
 template <typename UNIT, bool PAIRS>
 void accumulate(const void* a_, int64_t lda, int64_t m, const void* b_, int64_t ldb, int64_t n,
-                int64_t rows, float* c, int64_t ldc, int64_t below) {
+                int64_t rows, float* c, int64_t ldc, int64_t below, bool onto) {
   const auto *a = static_cast<const float*>(a_), *b = static_cast<const float*>(b_);
   const int64_t depth = PAIRS ? (rows + 1) / 2 : rows;
   for (int64_t j = 0; j < n; j += kTileColumns) {
     each_tile(m, [&](int64_t i, int64_t count) {
       if (i >= j + kTileColumns + below) return;
-      any_tile<UNIT, true>(count, a + i, lda, b + j, ldb, depth, c + i * ldc + j, ldc, true);
+      any_tile<UNIT, true>(count, a + i, lda, b + j, ldb, depth, c + i * ldc + j, ldc, onto);
     });
   }
 }

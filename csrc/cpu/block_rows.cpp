@@ -206,7 +206,6 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       const int64_t column = split.column(block);
       const int64_t width = std::min(n, split.column(block + 1)) - column;
       float* const c = all + group * m * ldc + column;
-      for (int64_t i = 0; i < m; ++i) std::fill_n(c + i * ldc, padded_columns(width), 0.0f);
       float* const mine = reinterpret_cast<float*>(scratch.mine());
       float* const units_b = mine + most * lda;
       for (int64_t p = starts[group]; p < starts[group + 1]; ++p) {
@@ -221,7 +220,8 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
                       nullptr);
         }
         kernel.accumulate(units_a, lda, m, symmetric ? units_a + column : units_b,
-                          symmetric ? lda : ldb, width, count, c, ldc, symmetric ? column : m);
+                          symmetric ? lda : ldb, width, count, c, ldc, symmetric ? column : m,
+                          p > starts[group]);
       }
     }
   });

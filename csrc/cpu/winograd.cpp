@@ -181,11 +181,9 @@ Tensor winograd_backward_weight(const Tensor& dy, const Tensor& x) {
       const int64_t ins = std::min(pieces.in_block, in - i0);
       const int64_t outs = std::min(pieces.out_block, out - j0);
       float* const c = all + group * group_step + i0 * ld + j0;
-      for (int64_t i = 0; i < kPositions; ++i) {
-        for (int64_t r = 0; r < ins; ++r) std::fill_n(c + i * step + r * ld, outs, 0.0f);
-      }
+      const int64_t begins = tiles.count() * group / pieces.groups;
       const int64_t last = tiles.count() * (group + 1) / pieces.groups;
-      for (int64_t first = tiles.count() * group / pieces.groups; first < last; first += kTiles) {
+      for (int64_t first = begins; first < last; first += kTiles) {
         const int64_t count = std::min(kTiles, last - first);
         const float* pixels[16];
         for (int64_t t = 0; t < count; ++t) {
@@ -196,7 +194,7 @@ Tensor winograd_backward_weight(const Tensor& dy, const Tensor& x) {
         }
         for (int64_t i = 0; i < kPositions; ++i) {
           blocks.accumulate(v + i * v_step, ldv, ins, m + i * m_step, ldm, outs, count,
-                            c + i * step, ld, ins);
+                            c + i * step, ld, ins, first > begins);
         }
       }
     }
