@@ -181,9 +181,9 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   }
   const int64_t count_of_panels = static_cast<int64_t>(panels.size());
   std::vector<float> panel_sums(sums == nullptr ? 0 : count_of_panels * own, 0.0f);
-  const auto pack_a = [&](int64_t p, float* to) {
+  const auto pack_a = [&](int64_t p, float* to, bool with_sums) {
     kernel.pack(a, panels[p].first, panels[p].count, Order::transposed, lda, to,
-                sums == nullptr ? nullptr : panel_sums.data() + p * own);
+                with_sums && sums != nullptr ? panel_sums.data() + p * own : nullptr);
     if (with_ones) write_ones(to + own, panels[p].count, lda, kernel.pairs);
   };
   // Where many blocks of columns read the first operand it is packed once for all of them.
@@ -193,7 +193,7 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   Shared packed(ahead ? count_of_panels * panel_units * 4 : 0);
   if (ahead) {
     at::parallel_for(0, count_of_panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) pack_a(p, packed.floats() + p * panel_units);
+      for (int64_t p = begin; p < end; ++p) pack_a(p, packed.floats() + p * panel_units, true);
     });
   }
   float* const all = partial.mutable_data_ptr<float>();
@@ -211,7 +211,7 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       for (int64_t p = starts[group]; p < starts[group + 1]; ++p) {
         const float* units_a = packed.floats() + p * panel_units;
         if (!ahead) {
-          pack_a(p, mine);
+          pack_a(p, mine, block == 0);  // once for all blocks
           units_a = mine;
         }
         const auto [first, count] = panels[p];

@@ -77,6 +77,13 @@ def test_moments(size, dtype, bn, stride):
     check("moments", moments_case(*size, dtype, bn=bn, stride=stride), dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("inner", [300, 512, 1024])
+def test_moments_in_blocks(inner, dtype, two_threads):
+    """Of so many channels that the product is taken in one, two and more blocks of columns."""
+    check("moments", moments_case(2, inner, 1, 20, 15, dtype, bn=True), dtype)
+
+
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("bn", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
