@@ -14,6 +14,7 @@ from .functional import (
     pad_shortcut,
     residual_blocks,
 )
+from .interop import fuse, unfuse
 from .models import *  # noqa: F403
 from .models import __all__ as _models
 from .version import __version__
@@ -30,7 +31,9 @@ __all__ = [
     "conv_bn_add_act",
     "conv_bn_max_pool",
     "explain",
+    "fuse",
     "pad_shortcut",
     "residual_blocks",
+    "unfuse",
     *_models,
 ]

@@ -9,8 +9,13 @@ from torch import nn
 
 from . import backends
 from .functional.blocks import least_rows
+from .interop import left_alone
 from .layers import Block, Stage, stem_obstacle
 from .layers.fusion import can_fuse
+from .layers.sequence import FusedSequential, has_fused_layers
+
+# kinds of rows that are no blocks
+_PARTS = ("stem", "sequence")
 
 
 class Row(NamedTuple):
@@ -37,7 +42,7 @@ class Explanation:
             for row in (Row._fields, *self.rows)
         ]
         whole = sum(row.path == "whole block" for row in self.rows)
-        blocks = f"{sum(row.kind != 'stem' for row in self.rows)} blocks run whole"
+        blocks = f"{sum(row.kind not in _PARTS for row in self.rows)} blocks run whole"
         return "\n".join(
             (*(line.rstrip() for line in lines), f"{whole} of {blocks}; {self.backend}")
         )
@@ -52,21 +57,29 @@ def explain(model: nn.Module) -> Explanation:
     that nobody hooked or replaced. "modules": PyTorch's modules, one by one.
 
     Args:
-        model: any module with fastres's blocks in it.
+        model: any module with blocks of fastres's, torchvision's or timm's in it.
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: there is no block of fastres's in it.
+        ValueError: there is no such block in it.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    rows = [_stem(model)] if hasattr(model, "maxpool") and hasattr(model, "fused") else []
-    runs = _runs(model)
+    rows = []
+    runs, left = _runs(model), {one.name: one for one in left_alone(model)}
     for name, module in model.named_modules():
         if isinstance(module, Block):
             rows.append(_block(name, module, runs.get(module, "")))
+        elif name in left:
+            rows.append(Row(name, left[name].kind, "modules", left[name].why))
+        elif isinstance(module, FusedSequential):
+            rows.append(Row(name, "sequence", *_sequence(module)))
+        elif hasattr(module, "maxpool") and hasattr(module, "fused"):
+            rows.append(_stem(f"{name}." if name else "", module))
     if not any(row.kind != "stem" for row in rows):
-        raise ValueError(f"model must hold a block of fastres.layers, got {type(model).__name__}")
+        raise ValueError(
+            f"model must hold a block that fastres knows, fused or not, got {type(model).__name__}"
+        )
     return Explanation(tuple(rows), _backend(model))
 
 
@@ -78,15 +91,21 @@ def _backend(model: nn.Module) -> str:
     return f"backend {name} for {parameter.dtype} on {parameter.device}"
 
 
-def _stem(model: nn.Module) -> Row:
-    pieces = (model.conv1, model.bn1, model.relu)
-    obstacle = "made with fused=False"
-    if model.fused:
-        obstacle = stem_obstacle(*pieces, model.maxpool)
+def _stem(prefix: str, model: nn.Module) -> Row:
+    names = getattr(model, "stem_names", ("conv1", "bn1", "relu", "maxpool"))
+    pieces = [getattr(model, name) for name in names]
+    obstacle = stem_obstacle(*pieces) if model.fused else "made with fused=False"
+    name = prefix + names[0]
     if obstacle is None:
-        return Row("conv1", "stem", "whole stem", "BN and ReLU inside the pooling")
-    fused = model.fused and can_fuse(*pieces)
-    return Row("conv1", "stem", "operators" if fused else "modules", obstacle)
+        return Row(name, "stem", "whole stem", "BN and ReLU inside the pooling")
+    fused = model.fused and can_fuse(*pieces[:3])
+    return Row(name, "stem", "operators" if fused else "modules", obstacle)
+
+
+def _sequence(row: FusedSequential) -> tuple[str, str]:
+    if has_fused_layers(list(row)):
+        return "operators", "convolution, BN and ReLU in a row"
+    return "modules", "no convolution with a BN after it that nobody touched"
 
 
 def _runs(model: nn.Module) -> dict[nn.Module, str]:
@@ -107,7 +126,7 @@ def _block(name: str, block: Block, run: str) -> Row:
     obstacle = block.obstacle()
     if obstacle is None:
         return Row(name, kind, "whole block", "; ".join(filter(None, (_form(block), run))))
-    path = "operators" if block.fused and _any_layer_fuses(block) else "modules"
+    path = "operators" if block.fuses_layers() else "modules"
     return Row(name, kind, path, obstacle)
 
 
@@ -116,10 +135,3 @@ def _form(block: Block) -> str:
     if rows is None:
         return ""
     return f"moment form from N*H*W = {rows}" if rows else "moment form"
-
-
-def _any_layer_fuses(block: Block) -> bool:
-    return any(
-        can_fuse(getattr(block, f"conv{i}"), getattr(block, f"bn{i}"), block.relu)
-        for i in range(1, block.pairs + 1)
-    )

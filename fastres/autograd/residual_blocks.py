@@ -92,8 +92,9 @@ class ResidualBlocks(torch.autograd.Function):
         blocks, need = ctx.blocks, ctx.needs_input_grad
         # several launches read it, and a mean's gradient is an expanded one
         dout = dout.contiguous(memory_format=torch.channels_last)
-        passed = ctx.saved_tensors[: len(blocks) + 1]
-        rest = ctx.saved_tensors[len(blocks) + 1 :]
+        # a checkpoint hands them out once only
+        saved_tensors = ctx.saved_tensors
+        passed, rest = saved_tensors[: len(blocks) + 1], saved_tensors[len(blocks) + 1 :]
         kept = []
         for block, counts in zip(blocks, ctx.counts, strict=True):
             saved, rest = restore(block, rest, counts)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .._checks import uncast
+from .flops import register_when_counting
 from .ops import FAKES, SCHEMAS
 
 NAMES = ("native", "triton", "reference")
@@ -152,3 +153,5 @@ for _name, _schema in SCHEMAS.items():
 
 # the operators without the look-up of an overload that `torch.ops.fastres.name` makes at each call
 launch = SimpleNamespace(**{_name: getattr(torch.ops.fastres, _name).default for _name in SCHEMAS})
+
+register_when_counting()

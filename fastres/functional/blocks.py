@@ -22,6 +22,7 @@ from .state import (
     BatchNormState,
     Measured,
     autocast,
+    check_transforms,
     geometry_of,
     normalisation_of,
     update_all_running,
@@ -74,6 +75,7 @@ def residual_blocks(x: Tensor, blocks: Sequence[ResidualBlock], *, memory: str =
     overridable = (x, *(layer.weight for block in blocks for layer in block.layers))
     if has_torch_function(overridable):
         return handle_torch_function(residual_blocks, overridable, x, blocks, memory=memory)
+    check_transforms("residual_blocks")
     if not blocks:
         raise ValueError("blocks must hold at least one block, got none")
     if memory not in MEMORY:

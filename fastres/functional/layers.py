@@ -16,7 +16,14 @@ from .._checks import (
     pair,
 )
 from ..autograd import BNAct, Conv2d, ConvBNAct, Join, MaxPool2d, PadShortcut
-from .state import BatchNormState, autocast, geometry_of, normalisation_of, update_running
+from .state import (
+    BatchNormState,
+    autocast,
+    check_transforms,
+    geometry_of,
+    normalisation_of,
+    update_running,
+)
 
 
 def conv_bn_act(
@@ -51,6 +58,7 @@ def conv_bn_act(
             conv_bn_act, (x, weight, *bn[:2]), x, weight, bn,
             stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu,
         )  # fmt: skip
+    check_transforms("conv_bn_act")
     return _conv_bn(x, weight, bn, None, None, 1, stride, padding, dilation, groups, relu)
 
 
@@ -85,6 +93,7 @@ def conv_bn_add_act(
             shortcut_bn=shortcut_bn, shortcut_stride=shortcut_stride,
             stride=stride, padding=padding, dilation=dilation, groups=groups, relu=relu,
         )  # fmt: skip
+    check_transforms("conv_bn_add_act")
     return _conv_bn(
         x, weight, bn, shortcut, shortcut_bn, shortcut_stride,
         stride, padding, dilation, groups, relu,
@@ -95,6 +104,7 @@ def bn_act(y: Tensor, bn: BatchNormState, *, relu: bool = True) -> Tensor:
     """relu(bn(y)) for y [N, C, H, W]; errors as conv_bn_act's."""
     if has_torch_function((y, *bn[:2])):
         return handle_torch_function(bn_act, (y, *bn[:2]), y, bn, relu=relu)
+    check_transforms("bn_act")
     return _bn(y, bn, None, None, 1, relu)
 
 
@@ -114,6 +124,7 @@ def bn_add_act(
             bn_add_act, (y, shortcut, *vectors), y, bn, shortcut,
             shortcut_bn=shortcut_bn, shortcut_stride=shortcut_stride, relu=relu,
         )  # fmt: skip
+    check_transforms("bn_add_act")
     return _bn(y, bn, shortcut, shortcut_bn, shortcut_stride, relu)
 
 
@@ -132,6 +143,7 @@ def conv2d(
             conv2d, (x, weight), x, weight,
             stride=stride, padding=padding, dilation=dilation, groups=groups,
         )  # fmt: skip
+    check_transforms("conv2d")
     (x,) = autocast(x)
     geometry = geometry_of(stride, padding, dilation, groups)
     check_conv(x, weight, *geometry)
@@ -150,6 +162,7 @@ def pad_shortcut(x: Tensor, out_channels: int, stride: int = 1) -> Tensor:
     """
     if has_torch_function((x,)):
         return handle_torch_function(pad_shortcut, (x,), x, out_channels, stride)
+    check_transforms("pad_shortcut")
     check_activation("x", x)
     if stride < 1:
         raise ValueError(f"stride must be at least 1, got {stride}")
@@ -243,6 +256,7 @@ def max_pool2d(
     """
     if has_torch_function((x,)):
         return handle_torch_function(max_pool2d, (x,), x, kernel_size, stride, padding)
+    check_transforms("max_pool2d")
     check_activation("x", x)
     kernel, pad = pair("kernel_size", kernel_size), pair("padding", padding)
     step = kernel if stride is None else pair("stride", stride)

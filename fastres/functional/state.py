@@ -33,7 +33,13 @@ class BatchNormState(NamedTuple):
 
     @classmethod
     def of(cls, module: nn.Module) -> BatchNormState:
-        """The state of an nn.BatchNorm2d or nn.SyncBatchNorm in its present mode."""
+        """The state of an nn.BatchNorm2d or nn.SyncBatchNorm in its present mode, or of a frozen
+        BN whose four vectors are buffers."""
+        if not isinstance(module, nn.modules.batchnorm._NormBase):
+            return cls(
+                module.weight, module.bias, module.running_mean, module.running_var,
+                training=False, eps=module.eps,
+            )  # fmt: skip
         group = None
         if isinstance(module, nn.SyncBatchNorm) and module.training and dist.is_initialized():
             group = module.process_group or dist.group.WORLD
@@ -80,15 +86,40 @@ def geometry_of(stride, padding, dilation, groups: int) -> Geometry:
     )
 
 
+def check_transforms(name: str) -> None:
+    """Raise RuntimeError inside the transforms of torch.func.
+
+    They rewrite PyTorch's own operators one by one, while the derivative of a fused step is a step
+    of its own. torch's error, of the Function inside, says nothing that a user could act upon.
+    """
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"fastres.functional.{name} cannot be transformed by torch.func (grad, vmap, jvp, "
+            "jacrev, ...). Take gradients with backward() or torch.autograd.grad, around "
+            "torch.func.functional_call where parameters are passed in; or let a network transform "
+            "its modules: models fused by fastres.fuse do so by themselves"
+        )
+
+
+def recomputing() -> bool:
+    """Whether this forward runs inside a backward pass: gradient checkpointing computes it again.
+
+    Its batch has been counted in the running statistics the first time. A compiled graph cannot
+    ask; there, torch.compile decides what a checkpoint computes again.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 @torch.no_grad()
 def update_running(bn: BatchNormState, mean, var, count, size: Sequence[int]) -> None:
     """running <- running + factor * (batch - running), with the unbiased batch variance.
 
-    An empty batch changes neither, but is counted, as in torch. Where the count is known only
-    on the device (statistics over several ranks) the clamp keeps a single value from dividing
-    by zero. `size` [N, C, H, W] is that of the BN's input.
+    Nothing happens inside a backward pass, where a forward is computed again. An empty batch
+    changes neither, but is counted, as in torch. Where the count is known only on the device
+    (statistics over several ranks) the clamp keeps a single value from dividing by zero. `size`
+    [N, C, H, W] is that of the BN's input.
     """
-    if mean is None or bn.running_mean is None:
+    if mean is None or bn.running_mean is None or recomputing():
         return
     factor: float | Tensor | None = bn.momentum
     if bn.num_batches_tracked is not None:
@@ -123,6 +154,8 @@ class Measured(NamedTuple):
 @torch.no_grad()
 def update_all_running(measured: Sequence[Measured]) -> None:
     """`update_running` for many BNs, those with one momentum in a few launches together."""
+    if recomputing():
+        return
     together: dict[float, list[Measured]] = {}
     for one in measured:
         if _ordinary(one):

@@ -7,7 +7,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from .._checks import check_bn, check_conv, check_training_batch, check_window_of, pair
 from ..autograd import ConvBNMaxPool, Window
-from .state import BatchNormState, autocast, geometry_of, normalisation_of, update_running
+from .state import (
+    BatchNormState,
+    autocast,
+    check_transforms,
+    geometry_of,
+    normalisation_of,
+    update_running,
+)
 
 
 def conv_bn_max_pool(
@@ -41,6 +48,7 @@ def conv_bn_max_pool(
             stride=stride, padding=padding, dilation=dilation, groups=groups,
             pool_kernel=pool_kernel, pool_stride=pool_stride, pool_padding=pool_padding,
         )  # fmt: skip
+    check_transforms("conv_bn_max_pool")
     (x,) = autocast(x)
     geometry = geometry_of(stride, padding, dilation, groups)
     size = check_conv(x, weight, *geometry)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from ..functional import ResidualBlock, residual_blocks
 from ..functional.blocks import MEMORY
-from .fusion import conv_norm_act, conv_norm_add_act
-from .residual import block_obstacle, describe
+from .around import as_node
+from .fusion import can_fuse, conv_norm_act, conv_norm_add_act
+from .residual import block_obstacle, describe, kind_obstacle
 
 VARIANTS = ("v1", "v1.5")
 
@@ -41,8 +43,8 @@ def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 class Block(nn.Module):
     """What residual and plain blocks share: they run as a whole where nobody looks inside."""
 
-    # convolutions conv1, conv2, ..., each with its BN
-    pairs: int
+    # names of each convolution, its BN and the ReLU after them (the last one's: after the shortcut)
+    layer_names: tuple[tuple[str, str, str], ...]
     has_shortcut = True
 
     fused: bool
@@ -50,33 +52,46 @@ class Block(nn.Module):
     downsample: nn.Module | None
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.fused and isinstance(x, Proxy):
+            node = as_node(self, x)
+            if node is not None:
+                return node
         if self.obstacle() is None:
             return residual_blocks(x, (self.describe(),), memory=self.memory)
         return self.layer_by_layer(x)
 
     def layer_by_layer(self, x: Tensor) -> Tensor:
         """The forward as one fused operator a layer, or as the modules themselves."""
-        *first, last = ((f"conv{i}", f"bn{i}") for i in range(1, self.pairs + 1))
+        *first, last = ([getattr(self, name) for name in names] for names in self.layer_names)
         out = x
-        for conv, norm in first:
-            out = self._layer(out, conv, norm)
+        for layer in first:
+            out = conv_norm_act(out, *layer, fused=self.fused)
         if not self.has_shortcut:
-            return self._layer(out, *last)
-        conv, norm = (getattr(self, name) for name in last)
-        return conv_norm_add_act(out, conv, norm, self.relu, x, self.downsample, fused=self.fused)
-
-    def _layer(self, x: Tensor, conv: str, norm: str) -> Tensor:
-        return conv_norm_act(
-            x, getattr(self, conv), getattr(self, norm), self.relu, fused=self.fused
-        )
+            return conv_norm_act(out, *last, fused=self.fused)
+        return conv_norm_add_act(out, *last, x, self.downsample, fused=self.fused)
 
     def obstacle(self) -> str | None:
         """Why the block does not run as a whole at present, None if it does."""
-        return block_obstacle(self, self.pairs) if self.fused else "made with fused=False"
+        return block_obstacle(self, self.layer_names) if self.fused else "made with fused=False"
+
+    def fuses_layers(self) -> bool:
+        """Whether `layer_by_layer` runs any fused operator at present."""
+        layers = ([getattr(self, name) for name in names] for names in self.layer_names)
+        return self.fused and any(can_fuse(*layer) for layer in layers)
+
+    @classmethod
+    def kind_obstacle(cls, block: nn.Module) -> str | None:
+        """Why an object of another class, with layers of these names, has nothing to fuse."""
+        return kind_obstacle(block, cls.layer_names)
 
     def describe(self) -> ResidualBlock:
         """The block as `functional.residual_blocks` takes it."""
-        return describe(self, self.pairs, plain=not self.has_shortcut)
+        return describe(self, self.layer_names, plain=not self.has_shortcut)
+
+
+def layers_named(pairs: int, activation: str = "relu") -> tuple[tuple[str, str, str], ...]:
+    """conv1, bn1 to conv`pairs`, bn`pairs`, each with `activation` ("{}" stands for its number)."""
+    return tuple((f"conv{i}", f"bn{i}", activation.format(i)) for i in range(1, pairs + 1))
 
 
 class BasicBlock(Block):
@@ -98,7 +113,7 @@ class BasicBlock(Block):
     """
 
     expansion = 1
-    pairs = 2
+    layer_names = layers_named(2)
 
     def __init__(
         self,
@@ -192,7 +207,7 @@ class Bottleneck(Block):
     """
 
     expansion = 4
-    pairs = 3
+    layer_names = layers_named(3)
 
     def __init__(
         self,

@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from .. import functional
 from ..functional import BatchNormState
+from .around import obstacle_around
 from .shortcuts import PadShortcut
 
-NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+# what `BatchNormState.of` knows; `fastres.interop` adds to it
+NORMS: list[type[nn.Module]] = [nn.BatchNorm2d, nn.SyncBatchNorm]
 
 
 def module_obstacle(name: str, module: nn.Module, *kinds: type[nn.Module]) -> str | None:
@@ -61,14 +62,14 @@ def is_plain_convolution(module: nn.Module) -> bool:
     return convolution_obstacle("", module) is None
 
 
+def can_normalise(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether norm(conv(x)) may run as one operator."""
+    return is_plain_convolution(conv) and is_plain(norm, *NORMS) and obstacle_around() is None
+
+
 def can_fuse(conv: nn.Module, norm: nn.Module, relu: nn.Module) -> bool:
     """Whether relu(norm(conv(x))) may run as one operator."""
-    return (
-        is_plain_convolution(conv)
-        and is_plain(norm, *NORMS)
-        and is_plain(relu, nn.ReLU)
-        and not _has_any_global_hook()
-    )
+    return is_plain(relu, nn.ReLU) and can_normalise(conv, norm)
 
 
 def conv_norm_act(
@@ -77,7 +78,7 @@ def conv_norm_act(
     """relu(norm(conv(x))), as one operator if `fused` and the modules allow it."""
     if fused and can_fuse(conv, norm, relu):
         return functional.conv_bn_act(
-            x, conv.weight, BatchNormState.of(norm), **_geometry(conv), relu=True
+            x, conv.weight, BatchNormState.of(norm), **geometry(conv), relu=True
         )
     return relu(norm(conv(x)))
 
@@ -103,7 +104,7 @@ def conv_norm_add_act(
             conv.weight,
             BatchNormState.of(norm),
             **_shortcut_operands(x, shortcut),
-            **_geometry(conv),
+            **geometry(conv),
             relu=True,
         )
     out = norm(conv(out))
@@ -126,17 +127,16 @@ def pool_obstacle(name: str, pool: nn.Module) -> str | None:
 
 def max_pool(x: Tensor, pool: nn.Module, *, fused: bool) -> Tensor:
     """pool(x), through the fused allocator if `fused` and `pool` is an ordinary `nn.MaxPool2d`."""
-    if fused and pool_obstacle("", pool) is None and not _has_any_global_hook():
+    if fused and pool_obstacle("", pool) is None and obstacle_around() is None:
         return functional.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding)
     return pool(x)
 
 
 def stem_obstacle(conv: nn.Module, norm: nn.Module, relu: nn.Module, pool: nn.Module) -> str | None:
     """Why pool(relu(norm(conv(x)))) does not run as one step; None if it does."""
-    if _has_any_global_hook():
-        return "a global module hook is registered"
     return (
-        convolution_obstacle("conv1", conv)
+        obstacle_around()
+        or convolution_obstacle("conv1", conv)
         or module_obstacle("bn1", norm, *NORMS)
         or module_obstacle("relu", relu, nn.ReLU)
         or pool_obstacle("maxpool", pool)
@@ -153,14 +153,15 @@ def stem(
         x,
         conv.weight,
         BatchNormState.of(norm),
-        **_geometry(conv),
+        **geometry(conv),
         pool_kernel=pool.kernel_size,
         pool_stride=pool.stride,
         pool_padding=pool.padding,
     )
 
 
-def _geometry(conv: nn.Module) -> dict[str, Any]:
+def geometry(conv: nn.Module) -> dict[str, Any]:
+    """Stride, padding, dilation and groups of a convolution, as arguments by name."""
     return {
         "stride": conv.stride,
         "padding": conv.padding,
@@ -178,6 +179,6 @@ def _shortcut_operands(x: Tensor, shortcut: nn.Module | None) -> dict[str, Any]:
     if is_plain(shortcut, nn.Sequential) and len(shortcut) == 2:
         conv, norm = shortcut
         if is_plain_convolution(conv) and is_plain(norm, *NORMS):
-            projected = functional.conv2d(x, conv.weight, **_geometry(conv))
+            projected = functional.conv2d(x, conv.weight, **geometry(conv))
             return {"shortcut": projected, "shortcut_bn": BatchNormState.of(norm)}
     return {"shortcut": shortcut(x)}

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..functional import BatchNormState, ConvBN, ResidualBlock
+from .around import obstacle_around
 from .fusion import NORMS, convolution_obstacle, module_obstacle
 from .shortcuts import PadShortcut
 
 
-def block_obstacle(block: nn.Module, pairs: int) -> str | None:
-    """Why a block of `pairs` convolutions conv1, bn1, ... cannot run as a whole; None if it can."""
-    if _has_any_global_hook():
-        return "a global module hook is registered"
-    for index in range(1, pairs + 1):
-        found = _pair_obstacle(
-            f"conv{index}",
-            getattr(block, f"conv{index}"),
-            f"bn{index}",
-            getattr(block, f"bn{index}"),
-        )
+def block_obstacle(block: nn.Module, layers: Sequence[tuple[str, str, str]]) -> str | None:
+    """Why a block cannot run as a whole; None if it can.
+
+    `layers` are the names of each convolution, its BN and the ReLU after them.
+    """
+    found = obstacle_around()
+    if found is not None:
+        return found
+    for conv, norm, act in layers:
+        found = _pair_obstacle(conv, getattr(block, conv), norm, getattr(block, norm))
+        found = found or module_obstacle(act, getattr(block, act), nn.ReLU)
         if found is not None:
             return found
-    return module_obstacle("relu", block.relu, nn.ReLU) or _shortcut_obstacle(block.downsample)
+    return _shortcut_obstacle(block.downsample)
+
+
+def kind_obstacle(block: nn.Module, layers: Sequence[tuple[str, str, str]]) -> str | None:
+    """Which layer of a block is of another kind than what is fused; hooks do not matter."""
+    for names in layers:
+        for name, kinds in zip(names, ((nn.Conv2d,), tuple(NORMS), (nn.ReLU,)), strict=True):
+            piece = getattr(block, name)
+            if not isinstance(piece, kinds):
+                return f"{name} is a {type(piece).__name__}"
+    return None
 
 
 def _pair_obstacle(conv_name: str, conv: nn.Module, norm_name: str, norm: nn.Module) -> str | None:
@@ -41,12 +53,11 @@ def _shortcut_obstacle(shortcut: nn.Module | None) -> str | None:
     return _pair_obstacle("downsample.0", shortcut[0], "downsample.1", shortcut[1])
 
 
-def describe(block: nn.Module, pairs: int, *, plain: bool = False) -> ResidualBlock:
+def describe(
+    block: nn.Module, names: Sequence[tuple[str, str, str]], *, plain: bool = False
+) -> ResidualBlock:
     """The tensors and constants of a block without obstacles; `plain`: it has no shortcut."""
-    layers = tuple(
-        conv_bn(getattr(block, f"conv{index}"), getattr(block, f"bn{index}"))
-        for index in range(1, pairs + 1)
-    )
+    layers = tuple(conv_bn(getattr(block, conv), getattr(block, norm)) for conv, norm, _ in names)
     shortcut = block.downsample
     if plain:
         return ResidualBlock(layers, "none")

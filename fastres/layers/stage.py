@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 
 from .. import functional
-from .blocks import BasicBlock, Block, Bottleneck, PlainBlock
+from .blocks import Block
 from .fusion import module_obstacle
 
 
@@ -47,5 +47,7 @@ def run_of(blocks: list[Block], x: Tensor) -> Tensor:
 
 def run_obstacle(block: nn.Module) -> str | None:
     """Why a block must be called by itself, None if it may be part of a run."""
-    found = module_obstacle("the block", block, BasicBlock, Bottleneck, PlainBlock)
-    return found or block.obstacle()
+    kind = type(block)
+    if not isinstance(block, Block) or kind.forward is not Block.forward:
+        return f"the block is a {kind.__name__}"
+    return module_obstacle("the block", block, kind) or block.obstacle()

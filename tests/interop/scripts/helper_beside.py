@@ -1,0 +1,3 @@
+"""A module beside a script, as scripts have them."""
+
+WORD = "beside"
