@@ -14,6 +14,7 @@ from .functional import (
     pad_shortcut,
     residual_blocks,
 )
+from .inference import optimize
 from .interop import fuse, unfuse
 from .models import *  # noqa: F403
 from .models import __all__ as _models
@@ -32,6 +33,7 @@ __all__ = [
     "conv_bn_max_pool",
     "explain",
     "fuse",
+    "optimize",
     "pad_shortcut",
     "residual_blocks",
     "unfuse",

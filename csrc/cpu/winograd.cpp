@@ -65,11 +65,37 @@ struct Filters {
     });
   }
 
+  // Those of a weight [columns, depth, 3, 3] that were made before.
+  Filters(Tensor made, int64_t depth_, int64_t columns_)
+      : depth(depth_),
+        columns(columns_),
+        step(depth_ * padded_columns(columns_) + kStagger),
+        units(std::move(made)) {}
+
   int64_t depth, columns, step;
   Tensor units;
 };
 
-Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
+// What is done to a pixel of the output while it is in the first cache.
+struct Finish {
+  const float* shortcut = nullptr;
+  bool relu = false;
+
+  // `outside` is no pixel of `base`.
+  void run(float* pixel, int64_t channels, const float* base, const float* outside) const {
+    if (pixel == outside) return;
+    const float* const other = shortcut == nullptr ? nullptr : shortcut + (pixel - base);
+    for (int64_t c = 0; other != nullptr && c < channels; ++c) pixel[c] += other[c];
+    for (int64_t c = 0; relu && c < channels; ++c) pixel[c] = pixel[c] < 0.0f ? 0.0f : pixel[c];
+  }
+};
+
+// The position whose value A^T m A adds to all four pixels of a tile.
+constexpr int64_t kEveryPixel = 5;
+
+Tensor convolve_tiles(const Tensor& x, const Filters& filters, const float* bias = nullptr,
+                      const Finish& finish = {}) {
+  const bool finishes = finish.shortcut != nullptr || finish.relu;
   const WinogradKernels& kernel = winograd_kernels();
   const int64_t in = filters.depth, out = filters.columns;
   const int64_t ldv = staggered(in), ldc = staggered(padded_columns(out));
@@ -79,20 +105,25 @@ Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
   const int64_t row_bytes = kPositions * 4 * (ldv + ldc);
   const Panels panels(tiles.count(), row_bytes,
                       std::max<int64_t>(int64_t{640} << 10, 128 * row_bytes));
-  const int64_t most = panels.most();
+  // a few images are split among all threads all the same
+  const int64_t total = tiles.count(), threads = at::get_num_threads();
+  const bool few = bias != nullptr && total < 128 * threads;
+  const int64_t pieces = few ? std::clamp<int64_t>(total / 14, 1, threads) : panels.count();
+  const int64_t most = few ? (total + pieces - 1) / pieces : panels.most();
   const int64_t v_step = most * ldv + kStagger, m_step = most * ldc + kStagger;
   Scratch scratch((kPositions * (v_step + m_step) + 2 * std::max(in, ldc)) * 4);
   const float* const from = data<float>(x);
   const float* const units = filters.units.const_data_ptr<float>();
   float* const to = mutable_data<float>(y);
-  at::parallel_for(0, panels.count(), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, total == 0 ? 0 : pieces, 1, [&](int64_t begin, int64_t end) {
     float* const v = reinterpret_cast<float*>(scratch.mine());
     float* const m = v + kPositions * v_step;
     float* const nowhere = m + kPositions * m_step;
     float* const zeros = nowhere + std::max(in, ldc);
     std::fill_n(zeros, in, 0.0f);
     for (int64_t p = begin; p < end; ++p) {
-      const int64_t first = panels.first(p), count = panels.rows(p);
+      const int64_t first = few ? total * p / pieces : panels.first(p);
+      const int64_t count = few ? total * (p + 1) / pieces - first : panels.rows(p);
       const float* pixels[16];
       for (int64_t t = 0; t < count; ++t) {
         tiles.pixels<const float>(from, in, first + t, 4, -1, zeros, pixels);
@@ -102,10 +133,15 @@ Tensor convolve_tiles(const Tensor& x, const Filters& filters) {
         kernel.product(v + i * v_step, ldv, count, in, units + i * filters.step, out,
                        m + i * m_step, ldc);
       }
+      for (int64_t t = 0; bias != nullptr && t < count; ++t) {
+        float* const row = m + kEveryPixel * m_step + t * ldc;
+        for (int64_t c = 0; c < out; ++c) row[c] += bias[c];
+      }
       float* targets[4];
       for (int64_t t = 0; t < count; ++t) {
         tiles.pixels<float>(to, out, first + t, 2, 0, nowhere, targets);
         kernel.output(m + t * ldc, m_step, out, targets);
+        for (int64_t i = 0; finishes && i < 4; ++i) finish.run(targets[i], out, to, nowhere);
       }
     }
   });
@@ -149,6 +185,15 @@ bool winograd_serves(const Tensor& x, const Tensor& weight, at::IntArrayRef stri
 
 Tensor winograd_forward(const Tensor& x, const Tensor& weight) {
   return convolve_tiles(x, Filters(weight, false));
+}
+
+Tensor winograd_filters(const Tensor& weight) { return Filters(weight, false).units; }
+
+Tensor winograd_finished(const Tensor& x, const Tensor& filters, const Tensor& bias,
+                         const Tensor& shortcut, bool relu) {
+  const Filters made(filters, x.size(1), bias.size(0));
+  return convolve_tiles(x, made, bias.const_data_ptr<float>(),
+                        {shortcut.defined() ? data<float>(shortcut) : nullptr, relu});
 }
 
 Tensor winograd_backward_data(const Tensor& dy, const Tensor& weight) {

@@ -15,6 +15,14 @@ bool winograd_serves(const at::Tensor& x, const at::Tensor& weight, at::IntArray
 // y = convolution of x, dense channels_last, with weight [K, C, 3, 3] and padding 1.
 at::Tensor winograd_forward(const at::Tensor& x, const at::Tensor& weight);
 
+// The weight [K, C, 3, 3] as the next one takes it.
+at::Tensor winograd_filters(const at::Tensor& weight);
+
+// relu(convolution + bias [K] + shortcut) with such filters; x and the shortcut, which may be
+// undefined, dense channels_last.
+at::Tensor winograd_finished(const at::Tensor& x, const at::Tensor& filters,
+                             const at::Tensor& bias, const at::Tensor& shortcut, bool relu);
+
 // The gradient of x.
 at::Tensor winograd_backward_data(const at::Tensor& dy, const at::Tensor& weight);
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import functional, models
 from ..functional import BatchNormState
+from ..interop import fuse
 from ..layers import BasicBlock, Bottleneck
 from ..models.imagenet import ResNet
 from .workload import CPU, Workload
@@ -100,9 +102,17 @@ def network(
     device: torch.device = CPU,
     optimizer: bool = False,
 ) -> Workload:
-    """A training step of a network of `models.names()` or `SMALL` on square images."""
+    """A training step of a network on square images.
+
+    name: of `models.names()` or `SMALL`, or "torchvision.resnet50" and the like, which
+    `fastres.fuse` fuses.
+    """
 
     def build(fused: bool) -> nn.Module:
+        library, _, theirs = name.rpartition(".")
+        if library == "torchvision":
+            model = getattr(import_module("torchvision.models"), theirs)()
+            return fuse(model) if fused else model
         if name in SMALL:
             return ResNet(SMALL[name], (1, 1, 1, 1), num_classes=10, fused=fused)
         return models.create(name, fused=fused)
@@ -114,6 +124,14 @@ def network(
         title, build, ((batch, 3, image_size, image_size),), classes, DTYPES[dtype],
         optimizer=optimizer, device=device,
     )  # fmt: skip
+
+
+def inference(
+    name: str, batch: int, image_size: int, dtype: str = "fp32", *, device: torch.device = CPU
+) -> Workload:
+    """A forward pass in eval mode of what `network` trains."""
+    workload = network(name, batch, image_size, dtype, device=device)
+    return replace(workload, name=f"inference of {workload.name}", inference=True)
 
 
 def block(

@@ -8,7 +8,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from .workload import Observation, Step, Workload, make_batches
+from .workload import Observation, Workload, make_batches, make_step
 
 # |ours - reference| <= 2 |PyTorch in the same dtype - reference| + this much of the reference
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2, torch.float16: 3e-3}
@@ -43,7 +43,7 @@ def reference_step(workload: Workload) -> Observation:
     module.load_state_dict(workload.state())
     module.to(workload.device, dtype)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-        return Step(plain, module, rounded).observe()
+        return make_step(plain, module, rounded).observe()
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:

@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..inference import optimize
 from .ceiling import ConvolutionsAlone
 from .graph import GraphedStep
 from .timelimit import time_limit
-from .workload import Step, Workload, make_batches
+from .workload import InferenceStep, Step, Workload, make_batches, make_step
 
 FUSED, EAGER = "fastres", "eager channels_last"
+FUSED_NCHW, EAGER_NCHW = "fastres, NCHW script", "eager NCHW"
 CONVOLUTIONS = "convolutions alone"
+OPTIMIZED, FROZEN = "fastres.optimize", "torch.compile with freezing"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def _module(workload: Workload, fused: bool, memory_format: torch.memory_format)
 
 def _step(workload: Workload, fused: bool, memory_format: torch.memory_format) -> Step:
     module = _module(workload, fused, memory_format)
-    return Step(workload, module, make_batches(workload, memory_format))
+    return make_step(workload, module, make_batches(workload, memory_format))
 
 
 def _fused(workload: Workload) -> Step:
@@ -63,8 +66,9 @@ def _convolutions(workload: Workload) -> Step:
     return ConvolutionsAlone(workload, module, make_batches(workload, torch.channels_last))
 
 
-def _eager_nchw(workload: Workload) -> Step:
-    return _step(workload, False, torch.contiguous_format)
+def _nchw(fused: bool) -> Callable[[Workload], Step]:
+    """Weights and inputs as a script leaves them that knows nothing of channels_last."""
+    return lambda workload: _step(workload, fused, torch.contiguous_format)
 
 
 def _graphed(fused: bool) -> Callable[[Workload], Step]:
@@ -98,6 +102,35 @@ def _compiled(backend: str) -> Callable[[Workload], Step]:
     return make
 
 
+class _FrozenStep(InferenceStep):
+    """A compiled forward pass with the weights as constants, for the call that compiles it."""
+
+    def run(self, batch):
+        with warnings.catch_warnings(), torch._inductor.config.patch(freezing=True):
+            warnings.simplefilter("ignore")
+            return super().run(batch)
+
+    def __call__(self, index: int):
+        # compiled by now: the options above would be time of ours, not of the step
+        return super().run(self.batches[index % len(self.batches)])
+
+
+def _frozen(workload: Workload) -> Step:
+    import torch._inductor.config
+
+    module = _module(workload, False, torch.channels_last).eval()
+    torch._dynamo.reset()
+    batches = make_batches(workload, torch.channels_last)
+    return _FrozenStep(workload, module, batches, forward=torch.compile(module))
+
+
+def _optimized(workload: Workload) -> Step:
+    module = _module(workload, False, torch.channels_last).eval()
+    batches = make_batches(workload, torch.channels_last)
+    ours = optimize(module, batches[0].inputs, dtype=workload.autocast)
+    return InferenceStep(workload, module, batches, forward=ours)
+
+
 def _anywhere(workload: Workload) -> str | None:
     return None
 
@@ -118,16 +151,27 @@ def _compile_unavailable(workload: Workload) -> str | None:
     return None
 
 
+def _not_inference(workload: Workload) -> str | None:
+    return None if workload.inference else "it is for inference, and this workload trains"
+
+
+def _freezing_unavailable(workload: Workload) -> str | None:
+    return _not_inference(workload) or _compile_unavailable(workload)
+
+
 PEERS = {
     peer.name: peer
     for peer in (
         Peer(EAGER, _eager, _anywhere),
         Peer(FUSED, _fused, _anywhere),
         Peer(CONVOLUTIONS, _convolutions, _anywhere, bound=True),
-        Peer("eager NCHW", _eager_nchw, _anywhere),
+        Peer(EAGER_NCHW, _nchw(False), _anywhere),
+        Peer(FUSED_NCHW, _nchw(True), _anywhere),
         Peer("eager CUDA graph", _graphed(False), _graph_unavailable),
         Peer("fastres CUDA graph", _graphed(True), _graph_unavailable),
         Peer("torch.compile", _compiled("inductor"), _compile_unavailable),
+        Peer(OPTIMIZED, _optimized, _not_inference),
+        Peer(FROZEN, _frozen, _freezing_unavailable),
         # the same path without code generation, to try it in seconds
         Peer("torch.compile (aot_eager)", _compiled("aot_eager"), _anywhere),
     )

@@ -31,6 +31,7 @@ class Workload:
         device: where it runs.
         buffers: inputs that calls rotate over.
         loss_scale: of fp16 with an optimiser; constant.
+        inference: only the forward pass, in eval mode and without gradients.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Workload:
     device: torch.device = CPU
     buffers: int = 3
     loss_scale: float = 1024.0
+    inference: bool = False
 
     @property
     def batch(self) -> int:
@@ -215,3 +217,31 @@ class Step:
             if buffer.is_floating_point():
                 found[name] = buffer
         return Observation({name: t.detach().clone() for name, t in found.items()})
+
+
+class InferenceStep(Step):
+    """A forward pass in eval mode; what it observes is the output."""
+
+    def __init__(self, workload, module, batches, *, forward=None) -> None:
+        super().__init__(workload, module, batches, forward=forward)
+        # an optimised network has no other mode, and is called in the place of `module`
+        self.module = module.eval()
+
+    def run(self, batch: Batch) -> Tensor:
+        with torch.inference_mode(), self._autocast():
+            return self.forward(*batch.inputs)
+
+    def observe(self) -> Observation:
+        return Observation({"output": self.run(self.batches[0]).float().clone()})
+
+
+def make_step(
+    workload: Workload,
+    module: nn.Module,
+    batches: Sequence[Batch],
+    *,
+    forward: Callable[..., Tensor] | None = None,
+) -> Step:
+    """A `Step` of what the workload asks for."""
+    kind = InferenceStep if workload.inference else Step
+    return kind(workload, module, batches, forward=forward)

@@ -18,6 +18,7 @@ RANKS = {
     "training": 7,
     "explain": 7,
     "auto": 7,
+    "inference": 7,
     "interop": 6,
     "models": 6,
     "layers": 5,
