@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from .. import backends
 from .._checks import uncast
-from ..interop.fuse import _wrapping, unfuse
+from ..interop.fuse import check_unwrapped, unfuse
 from .convolution import Convolution
 from .graph import lower
 
@@ -221,15 +221,7 @@ def optimize(
 
 
 def _check(model: Any, dtype: Any, tolerance: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    for name, module in model.named_modules():
-        wrapping = _wrapping(module)
-        if wrapping is not None:
-            where = f"its {name}" if name else "it"
-            raise TypeError(
-                f"model must be optimised before {wrapping}: {where} is a {type(module).__name__}"
-            )
+    check_unwrapped(model, "optimised")
     if dtype is not None and dtype not in TOLERANCE:
         raise TypeError(
             f"dtype must be one of {', '.join(map(str, TOLERANCE))} or None, got {dtype!r}"

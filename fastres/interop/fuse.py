@@ -82,7 +82,7 @@ def fuse(model: nn.Module, *, strict: bool = False, memory: str | None = None) -
             before that.
         ValueError: `strict` and something is left alone, or there is nothing to fuse at all.
     """
-    _check(model)
+    check_unwrapped(model, "fused")
     if memory is not None:
         check_memory(memory)
     changes, left = _plan(model)
@@ -114,7 +114,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     Raises:
         TypeError: `model` is not a module, or is wrapped, compiled or scripted.
     """
-    _check(model)
+    check_unwrapped(model, "fused")
     originals = {ours: theirs for theirs, ours in _classes().items()}
     originals |= {FusedStage: nn.Sequential, FusedSequential: nn.Sequential}
     for module in model.modules():
@@ -133,7 +133,9 @@ def left_alone(model: nn.Module) -> list[Left]:
     return _plan(model)[1]
 
 
-def _check(model: nn.Module) -> None:
+def check_unwrapped(model: nn.Module, done: str) -> None:
+    """Raise TypeError unless `model` is a module, and neither it nor one inside it is wrapped,
+    compiled, scripted or sharded; `done` says in the message what must come before that."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     for name, module in model.named_modules():
@@ -141,7 +143,7 @@ def _check(model: nn.Module) -> None:
         if wrapping is not None:
             where = f"its {name}" if name else "it"
             raise TypeError(
-                f"model must be fused before {wrapping}: {where} is a {type(module).__name__}"
+                f"model must be {done} before {wrapping}: {where} is a {type(module).__name__}"
             )
 
 

@@ -31,6 +31,11 @@ def small(library: str = "torchvision", *, classes: int = 10, **options) -> nn.M
     )
 
 
+def double(library: str = "torchvision", **options) -> tuple[nn.Module, nn.Module]:
+    """An unfused and a fused network in fp64."""
+    return twins(lambda: small(library, **options).double())
+
+
 LIBRARIES = ("torchvision", "timm")
 
 

@@ -17,6 +17,7 @@ from interop.networks import (
     LIBRARIES,
     assert_close,
     assert_same_step,
+    double,
     fused_path,
     gradients,
     images,
@@ -32,10 +33,6 @@ import fastres
 from fastres import backends, functional
 from fastres.functional import BatchNormState
 from fastres.layers import Block
-
-
-def double(library: str = "torchvision", **options) -> tuple[nn.Module, nn.Module]:
-    return twins(lambda: small(library, **options).double())
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from interop.networks import (
     LIBRARIES,
     assert_close,
     assert_same_step,
+    double,
     fused_path,
     gradients,
     images,
@@ -25,11 +26,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import fastres
-
-
-def double(library: str = "torchvision", **options) -> tuple[nn.Module, nn.Module]:
-    """An unfused and a fused network in fp64."""
-    return twins(lambda: small(library, **options).double())
 
 
 def both(plain: nn.Module, fused: nn.Module, loop: Callable[[nn.Module], object]) -> None:
