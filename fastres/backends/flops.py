@@ -11,14 +11,12 @@ formulas are registered right after whoever wants it has imported it.
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
+
+from .._imports import after_import
 
 COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
@@ -26,31 +24,7 @@ Shape = Sequence[int]
 
 def register_when_counting() -> None:
     """Register the formulas as soon as torch's counter is there."""
-    if COUNTER in sys.modules:
-        _register(sys.modules[COUNTER])
-    else:
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing by itself: it has the formulas registered after the counter's import."""
-
-    def find_spec(
-        self, fullname: str, path, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != COUNTER:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                execute(module)
-                _register(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
+    after_import(COUNTER, _register)
 
 
 def _register(counter: ModuleType) -> None:

@@ -8,16 +8,13 @@ timm come the names of `timm_models`.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
-import importlib.util
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from types import ModuleType
 
 import torch
 
+from .._imports import after_import
 from ..layers import Block
 from .fuse import LIBRARIES, fuse, left_alone, register_timm
 
@@ -63,34 +60,9 @@ def install(*, amp: torch.dtype | None = None) -> Fused:
     _amp = amp
     if not _installed:
         _installed = True
-        sys.meta_path.insert(0, _Finder())
         for library in LIBRARIES:
-            if sys.modules.get(library) is not None:
-                _change(sys.modules[library])
+            after_import(library, _change)
     return done
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing by itself: it has the libraries changed right after they are imported."""
-
-    def find_spec(
-        self, fullname: str, path, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in LIBRARIES:
-            return None
-        for finder in sys.meta_path:
-            found = None if finder is self else getattr(finder, "find_spec", None)
-            spec = None if found is None else found(fullname, path, target)
-            if spec is not None and spec.loader is not None:
-                execute = spec.loader.exec_module
-
-                def exec_module(module: ModuleType, execute=execute) -> None:
-                    execute(module)
-                    _change(module)
-
-                spec.loader.exec_module = exec_module
-                return spec
-        return None
 
 
 def _change(library: ModuleType) -> None:

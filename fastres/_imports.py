@@ -1,0 +1,49 @@
+"""Something to do once a module has been imported, without importing it."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from types import ModuleType
+
+
+def after_import(name: str, action: Callable[[ModuleType], object]) -> None:
+    """Call `action` with the module `name`: now if it is imported, else right after it is."""
+    if sys.modules.get(name) is not None:
+        action(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _Finder(name, action))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds nothing by itself: it has the others find the module, and adds the action."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], object]) -> None:
+        self._name, self._action = name, action
+
+    def find_spec(
+        self, fullname: str, path, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            # an import that fails may be tried again
+            sys.meta_path.insert(0, self)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+                self._action(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
