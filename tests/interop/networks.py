@@ -51,6 +51,10 @@ def images(n: int = 4, size: int = 64, dtype: torch.dtype = torch.float32, seed:
     return torch.randn(n, 3, size, size, generator=random, dtype=torch.float64).to(dtype)
 
 
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
 def kinds(model: nn.Module) -> list[type]:
     return [type(module) for module in model.modules()]
 
