@@ -29,6 +29,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "image_size": 224,
     },
     "synthetic": {"model": "resnet20", "epochs": 4, "batch_size": 32, "milestones": (3,)},
+    "procedural": {
+        "model": "resnet20",
+        "iterations": 6_000,
+        "batch_size": 128,
+        "milestones": (3_000, 4_500),
+        "num_images": 20_000,
+    },
 }
 DATASETS = tuple(_DEFAULTS)
 
@@ -37,11 +44,14 @@ _ONLY_FOR = {
     "data_dir": ("cifar10", "imagefolder"),
     "validation": ("cifar10",),
     "image_size": ("imagefolder", "synthetic"),
-    "num_images": ("synthetic",),
+    "num_images": ("synthetic", "procedural"),
+    "data_seed": ("procedural",),
 }
 
 # they decide which images a step sees: a resumed run with others would not be the same run
-_FIXED_ON_RESUME = ("data", "seed", "batch_size", "validation", "image_size", "num_images")
+_FIXED_ON_RESUME = (
+    "data", "seed", "batch_size", "validation", "image_size", "num_images", "data_seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class TrainConfig:
     variant: str | None = None
     image_size: int = 32
     num_images: int = 512
+    data_seed: int = 0
     validation: int = 0
     lr: float = 0.1
     momentum: float = 0.9
@@ -123,7 +134,14 @@ class TrainConfig:
         for name in ("epochs", "iterations"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1", value)
-        for name in ("validation", "warmup_iterations", "workers", "save_every", "seed"):
+        for name in (
+            "validation",
+            "warmup_iterations",
+            "workers",
+            "save_every",
+            "seed",
+            "data_seed",
+        ):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("lr", "gamma", "timeout"):
             value = getattr(self, name)

@@ -23,6 +23,10 @@ def open_source(config: TrainConfig) -> Source:
         from fastres.training.data.imagefolder import open_imagefolder
 
         return open_imagefolder(config.data_dir, config.image_size, config.seed)
+    if config.data == "procedural":
+        from fastres.training.data.procedural import open_procedural
+
+        return open_procedural(config.num_images, config.data_seed, config.seed)
     from fastres.training.data.synthetic import open_synthetic
 
     return open_synthetic(config.num_images, config.image_size, config.seed)
