@@ -19,6 +19,7 @@ COMMANDS = {
     "run": ("fastres.training.run", "run a training script with its ResNets fused"),
     "tune": ("fastres.tuning.command", "measure the kernels' configs on this GPU"),
     "traffic": ("fastres.bench.traffic_model_command", "bytes and flops of a training step"),
+    "models": ("fastres.evaluation.models_command", "the networks and the paper's figures"),
     "info": ("fastres.info", "say what is installed and which backends work"),
 }
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RANKS = {
     "cli": 10,
     "tuning": 9,
+    "evaluation": 9,
     "bench": 8,
     "training": 7,
     "explain": 7,
