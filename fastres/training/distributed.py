@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from fastres.training.errors import UsageError
+from fastres.training.errors import TrainingError, UsageError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -50,6 +54,38 @@ class World:
         dist.all_gather_object(box, value, group=self.control)
         return box
 
+    def from_main(self, function: Callable[[], T]) -> T:
+        """What `function` returns on rank 0, on every rank; only rank 0 calls it.
+
+        So the folder of a run needs to be there on rank 0's machine only. A TrainingError that it
+        raises is raised on every rank.
+        """
+        if self.size == 1:
+            return function()
+        box: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                box[0] = function()
+            except TrainingError as error:
+                box[1] = error
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
+
+    @contextmanager
+    def naming_lost_peers(self) -> Iterator[None]:
+        """Turns what a collective raises because another process is gone into a TrainingError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size > 1 and _is_lost_peer(error):
+                reason = str(error).splitlines()[0]
+                raise TrainingError(
+                    f"rank {self.rank}: another process is gone or does not answer: {reason}"
+                ) from None
+            raise
+
     def share_buffers(self, module: nn.Module) -> None:
         """Gives every process rank 0's buffers, as DDP does before each training step."""
         if self.size > 1:
@@ -87,7 +123,7 @@ def join_world(device_name: str, timeout: float) -> tuple[World, torch.device]:
     """Joins the processes torchrun started (nccl on GPUs, gloo on CPUs), if it did.
 
     After `timeout` seconds without an answer from another process a collective raises: a rank that
-    died ends the run and does not hang it.
+    died ends the run and does not hang it. Raises TrainingError if the others do not come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -97,14 +133,19 @@ def join_world(device_name: str, timeout: float) -> tuple[World, torch.device]:
     if size == 1:
         return World(), device
     limit = timedelta(seconds=timeout)
-    if device.type == "cuda":
-        dist.init_process_group("nccl", timeout=limit, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=limit)
-    control = dist.new_group(backend="gloo", timeout=limit)
+    try:
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=limit, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=limit)
+        control = dist.new_group(backend="gloo", timeout=limit)
+    except (RuntimeError, ValueError) as error:  # a variable of torchrun's that is not set: Value
+        raise TrainingError(
+            f"cannot join the {size} processes of WORLD_SIZE: {str(error).splitlines()[0]}"
+        ) from None
     return World(dist.get_rank(), size, local_rank, control), device
 
 
-def is_lost_peer(error: RuntimeError) -> bool:
+def _is_lost_peer(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone or does not answer."""
     return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -19,7 +19,7 @@ from fastres.training.config import TrainConfig
 from fastres.training.data.loader import Loader
 from fastres.training.data.sampler import EvaluationSampler, TrainSampler
 from fastres.training.data.source import Source, Split
-from fastres.training.distributed import World, is_lost_peer
+from fastres.training.distributed import World
 from fastres.training.errors import CheckpointError, Stopped, TrainingError, UsageError
 from fastres.training.evaluate import Metrics, evaluate
 from fastres.training.graph import CudaGraphs, GraphedStep, Graphs
@@ -129,10 +129,10 @@ class Trainer:
     def resume(self, path: Path) -> None:
         """Goes on from a checkpoint exactly where its run stood.
 
-        Raises CheckpointError if it cannot be read, is of another network, or of a run whose
-        images came in another order.
+        Only rank 0 reads it. Raises CheckpointError if it cannot be read, is of another network,
+        or of a run whose images came in another order.
         """
-        state = checkpoint.load(path)
+        state = self.world.from_main(lambda: checkpoint.load(path))
         forbidden, changed = self.config.compare(state["config"])
         checkpoint.check_same_network(path, state["model"], self.module.state_dict())
         if forbidden:
@@ -187,7 +187,7 @@ class Trainer:
                 self.out, self._log_positions, self.progress.iteration, self.config.tensorboard
             )
         try:
-            with self._stop:
+            with self._stop, self.world.naming_lost_peers():
                 while self.progress.iteration < self.total or self.progress.step > 0:
                     self._train_epoch()
                     self._finish_epoch()
@@ -196,13 +196,6 @@ class Trainer:
             return self.result
         except torch.OutOfMemoryError as error:
             raise TrainingError(self._out_of_memory()) from error
-        except RuntimeError as error:
-            if self.world.size > 1 and is_lost_peer(error):
-                reason = str(error).splitlines()[0]
-                raise TrainingError(
-                    f"rank {self.world.rank}: another process is gone or does not answer: {reason}"
-                ) from None
-            raise
         finally:
             self.reporter.close()
             if self._log is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastres.training.config import AMP_MODES, DATASETS, SCHEDULES, TrainConfig
-from fastres.training.errors import TrainingError, UsageError
+from fastres.training.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -83,40 +83,51 @@ def main(args: argparse.Namespace) -> int:
 
     world, device = join_world(config.device, config.timeout)
     try:
-        reporter = make_reporter(world.is_main)
-        last = Path(config.out) / "last.pt"
-        resume = _find_checkpoint(args.resume, last)
-        trainer = build_trainer(config, world, device, reporter)
-        if resume is not None:
-            trainer.resume(resume)
-        elif last.exists():
-            raise UsageError(f"{config.out} holds a run already: give --resume auto or another out")
-        # a fresh run must not be refused by the file that its own rank 0 is about to write
-        world.gather(None)
+        with world.naming_lost_peers():
+            _train(config, args.resume, world, device, make_reporter(world.is_main))
+    finally:
+        world.close()
+    return 0
+
+
+def _train(
+    config: TrainConfig, resume: str | None, world: World, device: torch.device, reporter: Silent
+) -> None:
+    from fastres.training.folder import hold_folder
+
+    trainer = build_trainer(config, world, device, reporter)
+    last = Path(config.out) / "last.pt"
+    with hold_folder(Path(config.out), world):
+        # rank 0 alone looks: the folder may be on its machine only
+        path = world.from_main(lambda: _find_checkpoint(resume, last))
+        if path is not None:
+            trainer.resume(path)
         done = trainer.progress.iteration
         if done >= trainer.total:
             reporter.note(f"nothing left to train: iteration {done} of {trainer.total} is reached")
         result = trainer.run()
-        if result.test is not None:
-            test = result.test
-            reporter.note(
-                f"test: loss {test.loss:.4f}  top-1 {test.top1:.2f}%  top-5 {test.top5:.2f}%  "
-                f"({test.images} images)"
-            )
-        reporter.note(f"state in {last}, logs in {config.out}")
-    finally:
-        world.close()
-    return 0
+    if result.test is not None:
+        test = result.test
+        reporter.note(
+            f"test: loss {test.loss:.4f}  top-1 {test.top1:.2f}%  top-5 {test.top5:.2f}%  "
+            f"({test.images} images)"
+        )
+    reporter.note(f"state in {last}, logs in {config.out}")
 
 
 _OPTIONS = frozenset(TrainConfig.__dataclass_fields__)
 
 
 def _find_checkpoint(resume: str | None, last: Path) -> Path | None:
+    """The file to go on from, if any. Raises UsageError if a fresh run would write over another."""
     if resume is None:
+        if os.path.exists(last):
+            raise UsageError(
+                f"{last.parent} holds a run already: give --resume auto or another out"
+            )
         return None
     if resume == "auto":
-        return last if last.exists() else None
+        return last if os.path.exists(last) else None
     return Path(resume)
 
 
@@ -131,6 +142,7 @@ def build_trainer(
     from fastres.training import rng
     from fastres.training.data import open_source
     from fastres.training.engine import Trainer
+    from fastres.training.folder import make_folder
     from fastres.training.tables import check_same_tables
 
     if config.sync_bn and device.type == "cpu" and not config.fused:
@@ -153,10 +165,7 @@ def build_trainer(
     kind = f"fused ({_backend(config, device)})" if config.fused else "plain PyTorch"
     where = str(device) if world.size == 1 else f"{world.size} processes on {device.type}"
     reporter.note(f"{config.model}: {count:,} parameters, {kind}, {where}, amp {config.amp}")
-    try:
-        Path(config.out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainingError(f"cannot make the folder {config.out}: {error.strerror}") from None
+    world.from_main(lambda: make_folder(Path(config.out)))
     return Trainer(config, model, source, world, device, reporter)
 
 
