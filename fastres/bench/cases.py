@@ -37,6 +37,10 @@ ACTIVATIONS = {
     "layer3": (1024, 14),
     "layer4": (2048, 7),
 }
+# C_out of the narrow convolutions of the blocks of each stage
+PLANES = {"layer1": 64, "layer2": 128, "layer3": 256, "layer4": 512}
+BLOCKS = {"bottleneck": Bottleneck, "basic": BasicBlock}
+_IMAGE = 224  # pixels that the sizes above are of
 # networks with one block a stage, to try a measurement with
 SMALL = {"bottleneck14": Bottleneck, "basic10": BasicBlock}
 JOINS = ("identity", "bn", "pad")
@@ -122,7 +126,7 @@ def network(
     title = f"{name} {dtype}, batch {batch}, {image_size}x{image_size}"
     return Workload(
         title, build, ((batch, 3, image_size, image_size),), classes, DTYPES[dtype],
-        optimizer=optimizer, device=device,
+        optimizer=optimizer, device=device, model=name, image_size=image_size,
     )  # fmt: skip
 
 
@@ -131,26 +135,34 @@ def inference(
 ) -> Workload:
     """A forward pass in eval mode of what `network` trains."""
     workload = network(name, batch, image_size, dtype, device=device)
-    return replace(workload, name=f"inference of {workload.name}", inference=True)
+    return replace(workload, name=f"inference of {workload.name}", inference=True, kind="infer")
 
 
 def block(
     kind: str, batch: int, size: int, planes: int, dtype: str = "fp32", *, device=CPU
 ) -> Workload:
     """Forward and backward of a "bottleneck" or "basic" block with an identity shortcut."""
-    cls = {"bottleneck": Bottleneck, "basic": BasicBlock}[kind]
+    cls = BLOCKS[kind]
     channels = planes * cls.expansion
 
     def build(fused: bool) -> nn.Module:
         return cls(channels, planes, fused=fused)
 
     title = f"{kind} block {channels} ch {size}x{size} {dtype}, batch {batch}"
-    return _activation_workload(title, build, ((batch, channels, size, size),), dtype, device)
+    workload = _activation_workload(title, build, ((batch, channels, size, size),), dtype, device)
+    layer = next((name for name, width in PLANES.items() if width == planes), str(planes))
+    # of the image whose stage has activations of this size
+    pixels = size * 4 * planes // PLANES["layer1"]
+    return replace(workload, kind="block", model=f"{kind}/{layer}", image_size=pixels)
 
 
-def join(kind: str | None, layer: str, batch: int, dtype: str = "fp32", *, device=CPU) -> Workload:
+def join(
+    kind: str | None, layer: str, batch: int, dtype: str = "fp32", *, image_size: int = _IMAGE,
+    device=CPU,
+) -> Workload:  # fmt: skip
     """Forward and backward of bn_act (kind None) or bn_add_act at a layer of `ACTIVATIONS`."""
     channels, size = ACTIVATIONS[layer]
+    size = scaled(size, image_size)
     shape = (batch, channels, size, size)
     shapes = (shape,)
     if kind == "pad":
@@ -162,12 +174,16 @@ def join(kind: str | None, layer: str, batch: int, dtype: str = "fp32", *, devic
     def build(fused: bool) -> nn.Module:
         return Join(channels, kind, fused)
 
-    return _activation_workload(title, build, shapes, dtype, device)
+    workload = _activation_workload(title, build, shapes, dtype, device)
+    return replace(workload, kind="op", model=join_name(kind, layer), image_size=image_size)
 
 
-def convolution(layer: str, batch: int, dtype: str = "fp32", *, device=CPU) -> Workload:
+def convolution(
+    layer: str, batch: int, dtype: str = "fp32", *, image_size: int = _IMAGE, device=CPU
+) -> Workload:
     """Forward and backward of conv_bn_act at a layer of `CONVOLUTIONS`."""
-    shape = CONVOLUTIONS[layer]
+    c_in, c_out, size, kernel, stride = CONVOLUTIONS[layer]
+    shape = (c_in, c_out, scaled(size, image_size), kernel, stride)
 
     def build(fused: bool) -> nn.Module:
         return ConvNormAct(shape, fused)
@@ -176,7 +192,54 @@ def convolution(layer: str, batch: int, dtype: str = "fp32", *, device=CPU) -> W
     images = ((batch, shape[0], shape[2], shape[2]),)
     workload = _activation_workload(title, build, images, dtype, device)
     # the images that come into a network have no gradient
-    return replace(workload, input_gradients=shape[0] != 3)
+    return replace(
+        workload, input_gradients=shape[0] != 3, kind="op", model=convolution_name(layer),
+        image_size=image_size,
+    )  # fmt: skip
+
+
+def scaled(size: int, image_size: int) -> int:
+    """Pixels of an activation that has `size` in a network of 224 pixel images."""
+    return max(1, size * image_size // _IMAGE)
+
+
+def join_name(kind: str | None, layer: str) -> str:
+    """What `operator` calls `join(kind, layer, ...)`."""
+    return f"bn_act/{layer}" if kind is None else f"bn_add_act-{kind}/{layer}"
+
+
+def convolution_name(layer: str) -> str:
+    """What `operator` calls `convolution(layer, ...)`."""
+    return f"conv_bn_act/{layer.replace(' ', '-')}"
+
+
+OPERATORS = {
+    **{
+        join_name(kind, layer): (join, kind, layer)
+        for layer in ACTIVATIONS
+        for kind in (None, *JOINS)
+    },
+    **{convolution_name(layer): (convolution, layer) for layer in CONVOLUTIONS},
+}
+
+
+def operator(
+    name: str, batch: int, image_size: int = _IMAGE, dtype: str = "fp32", *, device=CPU
+) -> Workload:
+    """Forward and backward of an operator of `OPERATORS`."""
+    make, *which = OPERATORS[name]
+    return make(*which, batch, dtype, image_size=image_size, device=device)
+
+
+def stage_block(
+    name: str, batch: int, image_size: int = _IMAGE, dtype: str = "fp32", *, device=CPU
+) -> Workload:
+    """`block` as it stands in a stage of a network, "bottleneck/layer1" and the like."""
+    kind, _, layer = name.partition("/")
+    planes = PLANES[layer]
+    size = scaled(ACTIVATIONS[layer][1], image_size)
+    workload = block(kind, batch, size, planes, dtype, device=device)
+    return replace(workload, image_size=image_size)
 
 
 def _activation_workload(title, build, shapes, dtype: str, device: torch.device) -> Workload:

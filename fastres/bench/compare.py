@@ -45,6 +45,8 @@ class Entry:
 class Comparison:
     """Implementations of `workload`, the baseline (eager channels_last) among them.
 
+    `floor` is what `floor.of` says of the workload, where somebody has asked.
+
     Args:
         workload: what every implementation does.
         reference: what it must compute; by default plain PyTorch in higher precision.
@@ -61,6 +63,7 @@ class Comparison:
         self.workload = workload
         self.entries: dict[str, Entry] = {}
         self.calls_per_sample = 1
+        self.floor: dict[str, Any] | None = None
         self._reference = reference
         self._baseline: Observation | None = None
         self._log = log
@@ -167,10 +170,11 @@ class Comparison:
         *,
         only: Sequence[str] | None = None,
         seconds: float | None = None,
+        least: int = 1,
         on_round: Callable[[int], object] = lambda _: None,
     ) -> None:
         """Time everything prepared (or `only` these) in interleaved rounds, in place of older
-        times, then `check` it; after `seconds` no further round starts."""
+        times, then `check` it; after `seconds` no further round starts, once there are `least`."""
         ready = {
             entry.name: entry
             for entry in self.entries.values()
@@ -186,6 +190,7 @@ class Comparison:
             clock=clock,
             calls_per_sample=self.calls_per_sample,
             deadline=None if seconds is None else time.monotonic() + seconds,
+            least=least,
             on_round=on_round,
         )
         for name, samples in times.items():
@@ -204,11 +209,15 @@ class Comparison:
         """Everything that was found, for a results file."""
         return {
             "workload": self.workload.name,
+            "kind": self.workload.kind,
+            "model": self.workload.model,
+            "image_size": self.workload.image_size,
             "batch": self.workload.batch,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": str(self.workload.device),
             "optimizer": self.workload.optimizer,
             "calls_per_sample": self.calls_per_sample,
+            "floor": self.floor,
             "implementations": {name: self._row(e) for name, e in self.entries.items()},
         }
 

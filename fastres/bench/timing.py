@@ -16,7 +16,7 @@ import torch
 Call = Callable[[int], object]  # takes the index of the call, which chooses the input buffer
 Clock = Callable[[Callable[[], object]], float]
 
-NOISY = 0.05  # half of the interquartile range of a ratio, relative to it, above which we say so
+NOISY = 0.05  # half of an interquartile range, relative to the median, above which we say so
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,13 @@ class Summary:
         """Interquartile range."""
         return self.upper_quartile - self.lower_quartile
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the middle half of the samples is further from the median than `NOISY`."""
+        return self.iqr / 2 > NOISY * self.median
+
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "iqr": self.iqr}
+        return {**asdict(self), "iqr": self.iqr, "noisy": self.noisy}
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Ratio:
 
     @property
     def noisy(self) -> bool:
-        return self.summary.iqr / 2 > NOISY * self.summary.median
+        return self.summary.noisy
 
     def __str__(self) -> str:
         text = f"{self.value:.3f} [{self.low:.2f}, {self.high:.2f}]"
@@ -91,7 +96,6 @@ class Ratio:
             **self.summary.as_dict(),
             "low95": self.low,
             "high95": self.high,
-            "noisy": self.noisy,
         }
 
 
@@ -165,6 +169,7 @@ def interleave(
     calls_per_sample: int = 1,
     warm_up: int = 1,
     deadline: float | None = None,
+    least: int = 1,
     on_round: Callable[[int], object] = lambda _: None,
 ) -> dict[str, list[float]]:
     """Seconds per call of every implementation, one sample of each in turn, round by round.
@@ -175,7 +180,8 @@ def interleave(
         clock: measures a callable in seconds.
         calls_per_sample: calls a sample averages over.
         warm_up: rounds before the first that counts.
-        deadline: time.monotonic() after which no further round starts, once one has been taken.
+        deadline: time.monotonic() after which no further round starts.
+        least: rounds that are taken all the same.
         on_round: told the number of each finished round.
 
     Raises:
@@ -191,7 +197,7 @@ def interleave(
     index = 0
     with _no_garbage_collection():
         for turn in range(-warm_up, rounds):
-            if turn > 0 and deadline is not None and time.monotonic() > deadline:
+            if turn >= max(least, 1) and deadline is not None and time.monotonic() > deadline:
                 break
             for name in order(names, turn % (2 * len(names))):
                 first, call = index, calls[name]

@@ -32,6 +32,7 @@ class Workload:
         buffers: inputs that calls rotate over.
         loss_scale: of fp16 with an optimiser; constant.
         inference: only the forward pass, in eval mode and without gradients.
+        kind, model, image_size: how results files call it: "train" "resnet50" at 224 pixels.
     """
 
     name: str
@@ -45,6 +46,9 @@ class Workload:
     buffers: int = 3
     loss_scale: float = 1024.0
     inference: bool = False
+    kind: str = "train"
+    model: str | None = None
+    image_size: int | None = None
 
     @property
     def batch(self) -> int:
