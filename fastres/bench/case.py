@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from . import isolated
 from .compare import Comparison, Entry
 from .peers import FUSED
 from .workload import Workload
@@ -66,15 +65,13 @@ class Case:
         """The comparison; its entries have times but no steps.
 
         Raises:
-            Exception: what the measuring process raised.
+            IsolatedError: the measuring process raised or crashed.
         """
         if self._comparison is None:
             order = _Order(
                 self._make, self._rounds, self._extra, self.keep_memory, torch.get_num_threads()
             )
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=context) as process:
-                entries, calls = process.submit(_measure, order).result()
+            entries, calls = isolated.call(_measure, order)
             comparison = Comparison(self._make())
             comparison.entries.update((entry.name, entry) for entry in entries)
             comparison.calls_per_sample = calls
@@ -91,14 +88,23 @@ def keep_memory_reason() -> str | None:
     return None
 
 
-def _measure(order: _Order) -> tuple[list[Entry], int]:
+def keep_memory() -> None:
+    """Tell malloc never to give memory back, in this process.
+
+    Raises:
+        RuntimeError: it refuses.
+    """
+    libc = ctypes.CDLL(None)
+    # no block is mapped by itself, and the heap never shrinks
+    if not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)):
+        raise RuntimeError("mallopt refused to keep memory")
+
+
+def _measure(report: isolated.Report, order: _Order) -> tuple[list[Entry], int]:
     if order.keep_memory:
-        libc = ctypes.CDLL(None)
-        # no block is mapped by itself, and the heap never shrinks
-        if not (libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)):
-            raise RuntimeError("mallopt refused to keep memory")
+        keep_memory()
     torch.set_num_threads(order.threads)
-    comparison = Comparison(order.make())
+    comparison = Comparison(order.make(), log=report)
     comparison.prepare(FUSED, *order.extra)
     comparison.measure(order.rounds)
     for entry in comparison.entries.values():
