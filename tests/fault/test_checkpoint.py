@@ -65,6 +65,17 @@ def test_a_truncated_file_is_refused_and_left_alone(run, keep):
     assert (run / "best.pt").read_bytes() == best
 
 
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.8])
+def test_a_flipped_bit_is_found(run, where):
+    """torch.load would read it without a word."""
+    path = run / "last.pt"
+    whole = bytearray(path.read_bytes())
+    whole[int(where * len(whole))] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"last\.pt is (damaged: the check sum of|truncated)"):
+        checkpoint.load(path)
+
+
 def test_foreign_files_are_refused(tmp_path):
     path = tmp_path / "other.pt"
     path.write_text("hello")
