@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -107,12 +107,17 @@ class RunLog:
         for log in self._csv.values():
             log.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):  # said before, or by the checkpoint; the CSV files have it all
+                self._board.close()
 
     def _scalars(self, values: dict[str, float], iteration: int) -> None:
-        if self._board is not None:
+        if self._board is None:
+            return
+        try:
             for name, value in values.items():
                 self._board.add_scalar(name, value, iteration)
+        except OSError as error:  # of an earlier write, in the writer's thread
+            raise TrainingError(f"cannot write TensorBoard's events: {error.strerror}") from None
 
 
 def _open_board(folder: Path, purge_step: int) -> Any:

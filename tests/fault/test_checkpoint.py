@@ -11,7 +11,7 @@ import pytest
 import torch
 from training_runs import Tiny, tiny_config, tiny_trainer
 
-from fastres.training import checkpoint, rng
+from fastres.training import checkpoint, logs, rng
 from fastres.training.errors import CheckpointError, TrainingError
 
 
@@ -181,3 +181,15 @@ def test_a_log_on_a_full_disk_is_reported(tmp_path):
     (tmp_path / "steps.csv").symlink_to("/dev/full")
     with pytest.raises(TrainingError, match=r"cannot write .*steps\.csv: No space left on device"):
         tiny_trainer(tiny_config(tmp_path)).run()
+
+
+def test_tensorboard_on_a_full_disk_is_reported(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Board:
+        add_scalar = close = full
+
+    monkeypatch.setattr(logs, "_open_board", lambda folder, purge_step: Board())
+    with pytest.raises(TrainingError, match="cannot write TensorBoard's events: No space left"):
+        tiny_trainer(tiny_config(tmp_path, tensorboard=True)).run()
