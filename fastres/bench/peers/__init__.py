@@ -10,13 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ..timelimit import time_limit
-from . import compiled, convolutions, cuda_graph, eager, ours
+from . import (
+    compiled,
+    convolutions,
+    cuda_graph,
+    eager,
+    jax_flax,
+    onnx_runtime,
+    ours,
+    timm_models,
+    torchvision_models,
+)
 from .compiled import COMPILED, FROZEN, MAX_AUTOTUNE, REDUCE_OVERHEAD
 from .convolutions import CONVOLUTIONS
 from .cuda_graph import EAGER_GRAPH, FUSED_GRAPH
 from .eager import EAGER, EAGER_NCHW
+from .jax_flax import FLAX
+from .onnx_runtime import ONNX_RUNTIME
 from .ours import FUSED, FUSED_NCHW, OPTIMIZED
 from .peer import Peer
+from .timm_models import TIMM
+from .torchvision_models import TORCHVISION
 
 __all__ = [
     "COMPILED",
@@ -24,20 +38,34 @@ __all__ = [
     "EAGER",
     "EAGER_GRAPH",
     "EAGER_NCHW",
+    "FLAX",
     "FROZEN",
     "FUSED",
     "FUSED_GRAPH",
     "FUSED_NCHW",
     "MAX_AUTOTUNE",
+    "ONNX_RUNTIME",
     "OPTIMIZED",
     "PEERS",
     "REDUCE_OVERHEAD",
+    "TIMM",
+    "TORCHVISION",
     "Peer",
     "get",
     "preparing",
 ]
 
-_ADAPTERS = (eager, ours, convolutions, cuda_graph, compiled)
+_ADAPTERS = (
+    eager,
+    ours,
+    convolutions,
+    cuda_graph,
+    compiled,
+    torchvision_models,
+    timm_models,
+    jax_flax,
+    onnx_runtime,
+)
 PEERS = {peer.name: peer for adapter in _ADAPTERS for peer in adapter.PEERS}
 
 
