@@ -16,6 +16,7 @@ from fastres.version import __version__
 COMMANDS = {
     "train": ("fastres.training.train", "train a network"),
     "demo": ("fastres.training.demo", "train a fused ResNet-20 on handwritten digits, and time it"),
+    "experiment": ("fastres.experiments.command", "repeat an experiment of the paper"),
     "run": ("fastres.training.run", "run a training script with its ResNets fused"),
     "tune": ("fastres.tuning.command", "measure the kernels' configs on this GPU"),
     "traffic": ("fastres.bench.traffic_model_command", "bytes and flops of a training step"),

@@ -18,8 +18,10 @@ TEXTURES = ("stripes", "checks")
 CLASSES = tuple(f"{shape} of {texture}" for shape in SHAPES for texture in TEXTURES)
 SIZE = 32
 _CHUNK = 1000  # images drawn at a time
-_DISTRACTORS = 2
+_BEHIND = 2  # distractors that the object may hide; one more may hide a part of it
 _NOISE = 0.06  # standard deviation, of a range of 1
+_TURN = 0.6  # largest turn of a shape, in radians
+_HUE_SPREAD = 0.25  # standard deviation of a class's hue, of a circle of 1
 
 Array = np.ndarray
 
@@ -61,16 +63,23 @@ def make_images(count: int, seed: int, stream: int) -> tuple[torch.Tensor, torch
 def _draw(labels: Array, generator: np.random.Generator) -> Array:
     count = len(labels)
     canvas = _background(count, generator)
-    for _ in range(_DISTRACTORS):
-        kinds = generator.integers(0, len(CLASSES), count)
-        place = generator.uniform(3, SIZE - 3, (2, count))
-        _paint(canvas, kinds, place, generator.uniform(2.5, 4.5, count), generator)
+    for _ in range(_BEHIND):
+        _distract(canvas, generator)
     # the object stays inside, so that a crop by 4 pixels cuts off no more than a part of it
-    place = SIZE / 2 + generator.uniform(-5, 5, (2, count))
-    _paint(canvas, labels, place, generator.uniform(8, 11, count), generator)
+    place = SIZE / 2 + generator.uniform(-4, 4, (2, count))
+    _paint(canvas, labels, place, generator.uniform(8, 12, count), generator)
+    _distract(canvas, generator)
     _bar(canvas, generator)
     canvas += generator.normal(0, _NOISE, canvas.shape).astype(np.float32)
     return (canvas.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def _distract(canvas: Array, generator: np.random.Generator) -> None:
+    """A smaller shape of any class, anywhere."""
+    count = len(canvas)
+    kinds = generator.integers(0, len(CLASSES), count)
+    place = generator.uniform(3, SIZE - 3, (2, count))
+    _paint(canvas, kinds, place, generator.uniform(3, 6, count), generator)
 
 
 def _grid(place: Array, angle: Array) -> tuple[Array, Array]:
@@ -90,8 +99,8 @@ def _background(count: int, generator: np.random.Generator) -> Array:
         place = generator.uniform(0, SIZE, (2, count))
         across, _ = _grid(place, generator.uniform(0, 2 * np.pi, count))
         waves = waves + np.sin(across * (2 * np.pi / period).astype(np.float32)[:, None, None])
-    first, second = generator.uniform(0, 1, (2, count, 3, 1, 1)).astype(np.float32)
-    weight = 0.5 + 0.25 * waves[:, None]
+    first, second = generator.uniform(0.2, 0.8, (2, count, 3, 1, 1)).astype(np.float32)
+    weight = 0.5 + 0.2 * waves[:, None]
     return first * weight + second * (1 - weight)
 
 
@@ -100,7 +109,7 @@ def _paint(
 ) -> None:
     """Draws one shape of class `kinds` [n] over each image, in two colours of its own."""
     count = len(kinds)
-    x, y = _grid(place, generator.uniform(0, 2 * np.pi, count))
+    x, y = _grid(place, generator.uniform(-_TURN, _TURN, count))
     r = radius.astype(np.float32)[:, None, None]
     inside = np.clip(0.5 - _distance(kinds // len(TEXTURES), x, y, r), 0, 1)
     u, v = _grid(place, generator.uniform(0, 2 * np.pi, count))
@@ -109,11 +118,18 @@ def _paint(
     checks = (kinds % len(TEXTURES) == 1)[:, None, None]
     wave = np.where(checks, wave * np.sin(v * pitch) * 1.5, wave)
     weight = np.clip(0.5 + wave, 0, 1)[:, None]
-    first = generator.uniform(0, 1, (count, 3, 1, 1)).astype(np.float32)
-    # the second colour differs from the first by at least 0.4 in every channel
-    second = (first + generator.uniform(0.4, 0.6, (count, 3, 1, 1)).astype(np.float32)) % 1
+    hue = kinds / len(CLASSES) + generator.normal(0, _HUE_SPREAD, count)
+    first = _colour(hue)
+    # the second colour is much lighter or much darker
+    second = (first + generator.choice((-0.6, 0.6), (count, 1, 1, 1)).astype(np.float32)).clip(0, 1)
     colour = first * weight + second * (1 - weight)
     canvas += (colour - canvas) * inside[:, None]
+
+
+def _colour(hue: Array) -> Array:
+    """Colours [n, 3, 1, 1] of hues, where the circle is 1."""
+    parts = hue[:, None] - np.arange(3) / 3
+    return (0.5 + 0.4 * np.cos(2 * np.pi * parts)).astype(np.float32)[:, :, None, None]
 
 
 def _distance(shapes: Array, x: Array, y: Array, r: Array) -> Array:
