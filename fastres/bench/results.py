@@ -60,10 +60,22 @@ def read(path: str | os.PathLike) -> Any:
 def merge(path: str | os.PathLike, cases: dict[str, Any], environment: dict[str, Any]) -> None:
     """Put measured cases into a results file, each with the environment it was measured in; cases
     that were not measured again stay."""
+    put(path, "cases", {name: {**case, "environment": environment} for name, case in cases.items()})
+
+
+def put(path: str | os.PathLike, section: str, entries: dict[str, Any]) -> None:
+    """Put entries into a section of a results file: "cases", "profiles" or "largest_batch".
+
+    Whatever else the file holds stays.
+
+    Raises:
+        ValueError: the file is not JSON, or no results file; names it.
+    """
     content = read(path)
-    kept = content.get("cases", {})
-    kept.update({name: {**case, "environment": environment} for name, case in cases.items()})
-    write(path, {"cases": dict(sorted(kept.items()))})
+    if not isinstance(content, dict) or not isinstance(content.get(section, {}), dict):
+        raise ValueError(f"{path} is not a results file: it must be an object of sections")
+    together = {**content.get(section, {}), **entries}
+    write(path, {**content, section: dict(sorted(together.items()))})
 
 
 def _strict(value: Any) -> Any:
