@@ -16,7 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastres.training import checkpoint, rng
 from fastres.training.config import TrainConfig
-from fastres.training.data.loader import Loader
+from fastres.training.data.feed import Feed
+from fastres.training.data.normalize import Normalize
 from fastres.training.data.sampler import EvaluationSampler, TrainSampler
 from fastres.training.data.source import Source, Split
 from fastres.training.distributed import World
@@ -101,6 +102,8 @@ class Trainer:
         self._graphed: GraphedStep | None = None
         if config.cuda_graph:
             self._graphed = GraphedStep(self._optimise, self._place, config.batch_size, graphs)
+        normalize = source.normalize
+        self._normalize = None if normalize is None else normalize.as_dict()
         self._log_positions: dict[str, int] = {}
         self._log: RunLog | None = None
         self._stop = StopSignals()
@@ -118,10 +121,10 @@ class Trainer:
             nn.SyncBatchNorm.convert_sync_batchnorm(module)
         return network
 
-    def _loader(self, split: Split, sampler: TrainSampler | EvaluationSampler) -> Loader:
-        return Loader(split, sampler, self.config.workers, pin_memory=self.device.type == "cuda")
+    def _loader(self, split: Split, sampler: TrainSampler | EvaluationSampler) -> Feed:
+        return Feed(split, sampler, self.config.workers, self.device, self._layout)
 
-    def _evaluation_loader(self, split: Split) -> Loader:
+    def _evaluation_loader(self, split: Split) -> Feed:
         world = self.world
         sampler = EvaluationSampler(len(split), self.config.batch_size, world.rank, world.size)
         return self._loader(split, sampler)
@@ -137,6 +140,7 @@ class Trainer:
         checkpoint.check_same_network(path, state["model"], self.module.state_dict())
         if forbidden:
             raise CheckpointError(f"{path} is of another run: {'; '.join(forbidden)}")
+        self._check_normalize(path, state.get("normalize"))
         self.module.load_state_dict(state["model"])
         load_state(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -158,6 +162,14 @@ class Trainer:
             f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}"
         )
 
+    def _check_normalize(self, path: Path, saved: dict[str, Any] | None) -> None:
+        own = self.source.normalize
+        if saved and own is not None and not Normalize.from_dict(saved).same_as(own):
+            raise CheckpointError(
+                f"{path} is of another run: the mean or deviation that it subtracts from images "
+                "is not this dataset's"
+            )
+
     def _save(self, *names: str) -> None:
         generators = self.world.gather(rng.capture())
         progress = self.progress
@@ -176,6 +188,8 @@ class Trainer:
             "rng": generators,
             "config": self.config.as_dict(),
             "logs": self._log.positions(),
+            "normalize": self._normalize,
+            "classes": list(self.source.classes),
         }
         for name in names:
             checkpoint.save(self.out / name, state)
@@ -192,11 +206,13 @@ class Trainer:
                     self._train_epoch()
                     self._finish_epoch()
                 if self.source.test is not None:
-                    self.result.test = self._evaluate(self._evaluation_loader(self.source.test))
+                    self.result.test = self._evaluate_test(self.source.test)
             return self.result
         except torch.OutOfMemoryError as error:
             raise TrainingError(self._out_of_memory()) from error
         finally:
+            self._train_loader.close()
+            self._held_out_loader.close()
             self.reporter.close()
             if self._log is not None:
                 self._log.close()
@@ -294,7 +310,14 @@ class Trainer:
         self._save(*(["best.pt"] if best else []), "last.pt")
         self._check_stop()
 
-    def _evaluate(self, loader: Loader) -> Metrics:
+    def _evaluate_test(self, split: Split) -> Metrics:
+        loader = self._evaluation_loader(split)
+        try:
+            return self._evaluate(loader)
+        finally:
+            loader.close()
+
+    def _evaluate(self, loader: Feed) -> Metrics:
         # shares differ in length, so several processes cannot agree on stopping in the middle
         check = self._check_stop if self.world.size == 1 else _no_check
         return evaluate(self.module, loader, self._place, self._autocast, self.world, check)

@@ -81,9 +81,12 @@ def test_workers_change_nothing(tmp_path):
             loader.sampler.seek(epoch, start)
         pairs = list(zip(*loaders, strict=True))
         assert len(pairs) == 6 - start
-        for (images, labels), (other_images, other_labels) in pairs:
-            assert torch.equal(images, other_images)
-            assert torch.equal(labels, other_labels)
+        for raw, other in pairs:
+            assert raw.images.dtype == torch.uint8
+            assert torch.equal(raw.images, other.images)
+            assert torch.equal(raw.labels, other.labels)
+            assert all(torch.equal(raw.draws[name], other.draws[name]) for name in raw.draws)
+    loaders[1].close()
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

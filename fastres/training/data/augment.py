@@ -43,15 +43,31 @@ class CropAndFlip:
 
     def __call__(self, images: torch.Tensor, words: np.ndarray) -> torch.Tensor:
         """images [n, C, H, W] and words uint64 [n, 3] -> images of the same shape."""
-        count, _, height, width = images.shape
+        return self.take(images, *self.places(words, *images.shape[2:]))
+
+    def places(
+        self, words: np.ndarray, height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [n, height] and columns [n, width] of the padded images that are taken, int64.
+
+        Columns fall where an image is mirrored. words: uint64 [n, 3].
+        """
         span = np.uint64(2 * self.padding + 1)
-        top = torch.from_numpy((words[:, 0] % span).astype(np.int64))
-        left = torch.from_numpy((words[:, 1] % span).astype(np.int64))
-        padded = F.pad(images, (self.padding,) * 4)
-        # a view [n, C, span, span, H, W]
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        images = windows[torch.arange(count), :, top, left]
+        top, left = ((words[:, i] % span).astype(np.int64)[:, None] for i in (0, 1))
+        rows, columns = top + np.arange(height), left + np.arange(width)
         if self.flip:
-            mirror = torch.from_numpy((words[:, 2] >> np.uint64(63)).astype(bool))
-            images = torch.where(mirror[:, None, None, None], images.flip(3), images)
-        return images
+            mirror = (words[:, 2] >> np.uint64(63)).astype(bool)
+            columns[mirror] = columns[mirror, ::-1]
+        return torch.from_numpy(rows), torch.from_numpy(columns)
+
+    def take(self, images: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """images [n, C, H, W] of any dtype -> the same shape, from the places of `places`."""
+        count, channels, height, width = images.shape
+        padded = self.pad(images).flatten(2)
+        flat = rows[:, :, None] * (width + 2 * self.padding) + columns[:, None, :]
+        flat = flat.view(count, 1, -1).expand(-1, channels, -1)
+        return padded.gather(2, flat).view(count, channels, height, width)
+
+    def pad(self, images: torch.Tensor) -> torch.Tensor:
+        """Zeros around [..., H, W]."""
+        return F.pad(images, (self.padding,) * 4)

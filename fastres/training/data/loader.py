@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fastres.training.data.sampler import EvaluationSampler, Key, TrainSampler
-from fastres.training.data.source import Batch, Split
+from fastres.training.data.source import Batch, Raw, RawSplit, Split
 from fastres.training.errors import DataError
 
 
@@ -25,14 +25,15 @@ class _Batches(Dataset):
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitems__(self, keys: Sequence[Key]) -> Batch | _Failure:
+    def __getitems__(self, keys: Sequence[Key]) -> Batch | Raw | _Failure:
+        fetch = self.split.fetch if isinstance(self.split, RawSplit) else self.split.__getitems__
         try:
-            return self.split.__getitems__(keys)
+            return fetch(keys)
         except DataError as error:
             return _Failure(str(error))
 
 
-def _keep(batch: Batch | _Failure) -> Batch | _Failure:
+def _keep(batch: Batch | Raw | _Failure) -> Batch | Raw | _Failure:
     return batch  # the split has put the batch together already
 
 
@@ -44,7 +45,10 @@ def _prepare_worker(worker_id: int) -> None:
 
 
 class Loader:
-    """Iterates over a split in the sampler's order; raises DataError as it was raised."""
+    """Iterates over a split in the sampler's order; raises DataError as it was raised.
+
+    Gives the split's own batches, or Raw ones where it leaves them to the device.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,14 @@ class Loader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def close(self) -> None:
+        """Ends the workers. They ignore SIGTERM, so an exit that left it to that would hang."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()
+            self._loader._iterator = None
+
+    def __iter__(self) -> Iterator[Batch | Raw]:
         for batch in self._loader:
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
