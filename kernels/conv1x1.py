@@ -8,18 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arithmetic import strided_rows
 from .gemm import GROUP as GROUP_TILES
 from .gemm import (
     WRITES,
     grouped_tile,
     new_partials,
     no_statistics,
-    normalised_input,
     store_output,
 )
 from .launch import dense, launch, new_activation, rows_of
 from .partials import empty_statistics, merge_statistics
+from .products import pointwise_product
 
 
 @triton.jit
@@ -38,30 +37,12 @@ def conv1x1_kernel(
     row_tile, col_tile = grouped_tile(
         tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(outer, BLOCK_N), GROUP
     )
-    row0 = row_tile * BLOCK_M
-    lanes = tl.arange(0, BLOCK_M)
-    valid = (row0 + lanes < rows)[:, None]
     cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    ks = tl.arange(0, BLOCK_K)
-    if STRIDE_H * STRIDE_W == 1:
-        x_tile = x_ptr + row0.to(tl.int64) * inner + (lanes[:, None] * inner + ks[None, :])
-    else:
-        source = strided_rows(row0 + lanes, height, width, x_height, x_width, STRIDE_H, STRIDE_W)
-        x_tile = x_ptr + source[:, None] * inner + ks[None, :]
-    w_tile = w_ptr + cols.to(tl.int64)[None, :] * inner + ks[:, None]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for step in range(tl.cdiv(inner, BLOCK_K)):
-        k0 = step * BLOCK_K
-        left = inner - k0
-        x_mask = valid & (ks < left)[None, :]
-        x = tl.load(x_tile + k0, mask=x_mask, other=0.0)
-        w = tl.load(w_tile + k0, mask=(ks < left)[:, None] & (cols < outer)[None, :], other=0.0)
-        if pro_mean_ptr is not None:
-            x = normalised_input(
-                x, x_mask, pro_mean_ptr, pro_invstd_ptr, pro_weight_ptr, pro_bias_ptr,
-                k0 + ks, ks < left,
-            )  # fmt: skip
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    acc = pointwise_product(
+        x_ptr, w_ptr, pro_mean_ptr, pro_invstd_ptr, pro_weight_ptr, pro_bias_ptr,
+        row_tile * BLOCK_M, cols, rows, inner, outer, height, width, x_height, x_width,
+        STRIDE_H, STRIDE_W, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     store_output(
         acc, y_ptr, count_ptr, mean_ptr, m2_ptr, row_tile, cols, rows, outer, STATS, BLOCK_M
     )

@@ -14,11 +14,11 @@ from .gemm import (
     grouped_tile,
     new_partials,
     no_statistics,
-    normalised_input,
     store_output,
 )
 from .launch import dense, launch, new_activation, rows_of
 from .partials import empty_statistics, merge_statistics
+from .products import implicit_product
 
 
 @triton.jit
@@ -41,37 +41,13 @@ def conv3x3_kernel(
     row_tile, col_tile = grouped_tile(
         tl.program_id(0), tl.cdiv(rows, BLOCK_M), tl.cdiv(outer, BLOCK_N), GROUP
     )
-    here = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
     cols = col_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    ks = tl.arange(0, BLOCK_K)
-    image = here // (height * width)
-    # the pixel under tap (0, 0), which may lie outside the image
-    top = ((here // width) % height) * STRIDE_H - PAD_H
-    left = (here % width) * STRIDE_W - PAD_W
-    origin = (image.to(tl.int64) * x_height + top) * x_width + left
-    x_tile = x_ptr + origin[:, None] * inner + ks[None, :]
-    w_tile = w_ptr + cols.to(tl.int64)[None, :] * (KERNEL_H * KERNEL_W * inner) + ks[:, None]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    blocks_k = tl.cdiv(inner, BLOCK_K)
-    for step in range(KERNEL_H * KERNEL_W * blocks_k):
-        tap = step // blocks_k
-        k0 = (step % blocks_k) * BLOCK_K
-        down = (tap // KERNEL_W) * DILATION_H
-        across = (tap % KERNEL_W) * DILATION_W
-        h = top + down
-        w = left + across
-        within = (here < rows) & (h >= 0) & (h < x_height) & (w >= 0) & (w < x_width)
-        columns = ks < inner - k0
-        x_mask = within[:, None] & columns[None, :]
-        x = tl.load(x_tile + ((down * x_width + across) * inner + k0), mask=x_mask, other=0.0)
-        w_mask = columns[:, None] & (cols < outer)[None, :]
-        taps = tl.load(w_tile + (tap * inner + k0), mask=w_mask, other=0.0)
-        if pro_mean_ptr is not None:
-            x = normalised_input(
-                x, x_mask, pro_mean_ptr, pro_invstd_ptr, pro_weight_ptr, pro_bias_ptr,
-                k0 + ks, columns,
-            )  # fmt: skip
-        acc = tl.dot(x, taps, acc, input_precision=PRECISION)
+    acc = implicit_product(
+        x_ptr, w_ptr, pro_mean_ptr, pro_invstd_ptr, pro_weight_ptr, pro_bias_ptr,
+        row_tile * BLOCK_M, cols, rows, inner, outer, height, width, x_height, x_width,
+        KERNEL_H, KERNEL_W, STRIDE_H, STRIDE_W, PAD_H, PAD_W, DILATION_H, DILATION_W, PRECISION,
+        BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
     store_output(
         acc, y_ptr, count_ptr, mean_ptr, m2_ptr, row_tile, cols, rows, outer, STATS, BLOCK_M
     )
