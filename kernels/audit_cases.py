@@ -7,6 +7,7 @@ kind of kernel they have, and yields a name for each kind after its launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import isqrt
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from . import (
     bn_stats,
     conv1x1,
     conv3x3,
+    conv_bias_act,
     max_pool,
     pad_shortcut,
 )
@@ -122,6 +124,23 @@ def _convolution(row: dict[str, Any], dtype: str) -> Iterator[str]:
     yield "prologue" if row["prologue"] else ""
 
 
+def _conv_bias_act(row: dict[str, Any], dtype: str) -> Iterator[str]:
+    """A convolution at the row's shape class, with a shortcut and without one; a projection."""
+    torch_dtype, tf32 = product_dtype(dtype)
+    inner, outer = row["shape"].get("inner", 256), row["shape"].get("outer", 256)
+    extent = isqrt(row["shape"].get("taps", 9))
+    weight = torch.empty((outer, inner, extent, extent), dtype=torch_dtype, device="meta")
+    bias = torch.empty(outer, dtype=torch_dtype, device="meta")
+    relu = row["operator"] == "conv_bias_act"
+    ends = [("", None, 1), ("shortcut", activation(torch_dtype, outer), 1)]
+    for kind, shortcut, stride in ends if relu else [("stride 2", None, 2)]:
+        conv_bias_act.conv_bias_act(
+            activation(torch_dtype, inner), weight, bias, shortcut,
+            [stride] * 2, [extent // 2] * 2, [1, 1], relu, tf32, row["config"],
+        )  # fmt: skip
+        yield kind
+
+
 MAKERS: dict[str, Maker] = {
     "bn_stats": _bn_stats,
     "bn_apply": _bn_apply,
@@ -131,4 +150,6 @@ MAKERS: dict[str, Maker] = {
     "pad_shortcut": _pad_shortcut,
     "conv1x1": _convolution,
     "conv3x3": _convolution,
+    "conv_bias": _conv_bias_act,
+    "conv_bias_act": _conv_bias_act,
 }

@@ -47,6 +47,9 @@ def _formulas(counter: ModuleType) -> dict[str, Callable[..., int]]:
     def conv_stats(x, weight, *_, out_shape, **__) -> int:
         return counter.conv_flop_count(x, weight, out_shape[0])
 
+    def conv_bias_act(x, weight, *_, out_shape, **__) -> int:
+        return counter.conv_flop_count(x, weight, out_shape)
+
     def conv_backward(dy, x, weight, *rest, **_) -> int:
         return convolved_back(dy, x, weight, *rest[-2:])
 
@@ -58,6 +61,7 @@ def _formulas(counter: ModuleType) -> dict[str, Callable[..., int]]:
 
     return {
         "conv_stats": conv_stats,
+        "conv_bias_act": conv_bias_act,
         "conv_backward": conv_backward,
         "conv_bn_backward": conv_bn_backward,
         "chain_backward": chain_backward,

@@ -27,6 +27,8 @@ _BACKWARD = (
 SCHEMAS = {
     "conv_stats": f"(Tensor x, Tensor weight, {_CONV}, Tensor? pro_mean, Tensor? pro_invstd, "
     "Tensor? pro_weight, Tensor? pro_bias, bool stats) -> (Tensor, Tensor, Tensor)",
+    "conv_bias_act": "(Tensor x, Tensor weight, Tensor? bias, Tensor? shortcut, "
+    f"{_CONV}, bool relu) -> Tensor",
     "bn_stats": "(Tensor y) -> (Tensor, Tensor)",
     "bn_apply": "(Tensor y, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, "
     "Tensor? shortcut, Tensor? s_mean, Tensor? s_invstd, Tensor? s_weight, Tensor? s_bias, "
@@ -52,6 +54,10 @@ def _conv_stats(x, weight, stride, padding, dilation, groups, pm, pi, pw, pb, st
     y = channels_last(x, conv_output_size(x, weight, stride, padding, dilation))
     length = weight.shape[0] if stats else 0
     return y, vector(x, length), vector(x, length)
+
+
+def _conv_bias_act(x, weight, bias, shortcut, stride, padding, dilation, groups, relu):
+    return channels_last(x, conv_output_size(x, weight, stride, padding, dilation))
 
 
 def _bn_stats(y):
@@ -110,6 +116,7 @@ def _pad_shortcut_backward(dout, size, stride):
 
 FAKES: dict[str, Callable] = {
     "conv_stats": _conv_stats,
+    "conv_bias_act": _conv_bias_act,
     "bn_stats": _bn_stats,
     "bn_apply": _bn_apply,
     "bn_backward_reduce": _bn_backward_reduce,

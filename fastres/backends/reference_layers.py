@@ -53,6 +53,15 @@ def conv_stats(
     return y, *bn_stats(y)
 
 
+def conv_bias_act(x, weight, bias, shortcut, stride, padding, dilation, groups, relu):
+    bias = None if bias is None else bias.to(x.dtype)
+    out = F.conv2d(dense(x), weight.to(x.dtype), bias, stride, padding, dilation, groups)
+    out = dense(out)
+    if shortcut is not None:
+        out += shortcut
+    return out.relu_() if relu else out
+
+
 def bn_stats(y):
     if y.numel() == 0:  # the variance of nothing would be NaN
         zeros = y.new_zeros(y.shape[1], dtype=statistics_dtype(y.dtype))

@@ -18,6 +18,7 @@ from .triton_chain import (
     bn_max_pool_backward_reduce,
     chain_backward,
 )
+from .triton_inference import conv_bias_act
 from .triton_layers import (
     bn_apply,
     bn_backward,
@@ -52,6 +53,7 @@ __all__ = [
     "bn_stats",
     "chain_backward",
     "conv_backward",
+    "conv_bias_act",
     "conv_bn_backward",
     "conv_stats",
     "expand",

@@ -315,6 +315,12 @@ def test_flops_of_single_layers():
     }
     for name, call in calls.items():
         assert sum(counted(call).values()) == sum(counted(plain[name]).values()), name
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.ops.fastres.conv_bias_act(x, w, None, None, [2, 2], [0, 0], [1, 1], 1, True)
+    forward = 2 * 2 * 3 * 3 * w.numel()
+    assert counter.get_total_flops() == forward
 
 
 def test_the_flop_counter_is_not_imported_for_nothing():

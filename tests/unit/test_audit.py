@@ -47,6 +47,7 @@ def test_every_kernel_and_config_passes_on_hopper(tmp_path):
         "conv3x3_backward_data_kernel",
         "conv3x3_backward_weight_kernel",
         "conv3x3_kernel",
+        "conv_bias_act_kernel",
         "expand_backward_data_kernel",
         "expand_backward_weight_kernel",
         "expand_kernel",

@@ -32,6 +32,10 @@ def arguments(dtype: torch.dtype) -> dict[str, list[tuple]]:
             (x, weight, *GEOMETRY, *[None] * 4, True),
             (x, weight, *GEOMETRY, *prologue, False),
         ]
+        found["conv_bias_act"] += [
+            (x, weight, None, None, *GEOMETRY, True),
+            (x, weight, torch.randn(6), y, *GEOMETRY, False),
+        ]
         for wanted in ((True, True), (True, False), (False, True), (False, False)):
             found["conv_backward"].append((y, x, weight, *GEOMETRY, *wanted))
     found["bn_stats"] += [(y,), (y[:0],), (y.contiguous(memory_format=torch.channels_last),)]

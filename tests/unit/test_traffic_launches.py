@@ -94,6 +94,22 @@ def test_convolution(touch, kernel, stride, prologue):
     assert found.launches[0].flops == 2 * 2 * out * out * 6 * 5 * kernel * kernel
 
 
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize("shortcut", [False, True])
+def test_inference_convolution(touch, kernel, stride, shortcut):
+    x, weight, bias = activation(), torch.randn(6, 5, kernel, kernel), torch.randn(6)
+    out = (7 - 1) // stride + 1
+    beside = activation(6, out) if shortcut else None
+    with tuned.provider("triton"):
+        found = touch(
+            lambda: backend.conv_bias_act(
+                x, weight, bias, beside, [stride] * 2, [kernel // 2] * 2, [1, 1], 1, True
+            )
+        )
+    assert_declared(found)
+    assert found.launches[0].flops == 2 * 2 * out * out * 6 * 5 * kernel * kernel
+
+
 def test_max_pool(touch):
     window = ([3, 3], [2, 2], [1, 1])
     x = activation()
