@@ -1,9 +1,9 @@
 """A convolution with bias, shortcut and ReLU as one call, prepared once for each size of input.
 
 On a CPU it is oneDNN's, with post-operations and a weight that is reordered once; in fp32, for a
-3x3 at stride 1, Winograd's where that takes fewer operations. On a GPU it is cuDNN's fused
-convolution + bias (+ shortcut) + ReLU. Where neither serves: PyTorch's convolution, then an
-addition and a ReLU in place.
+3x3 at stride 1, Winograd's where that takes fewer operations. On a GPU it is our Triton kernel or
+cuDNN's fused convolution + bias (+ shortcut) + ReLU, as the tuned table says for the size. Where
+none serves: PyTorch's convolution, then an addition and a ReLU in place.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import backends
+from ..backends import triton_inference
+from ..backends.reference import conv_bias_act
 
 # sizes of input that a weight is kept for at a time; another one takes what the nearest has, which
 # oneDNN then reorders in every call
@@ -106,17 +107,28 @@ class Convolution(nn.Module):
         return kernel
 
     def _prepare(self, x: Tensor, shortcut: Tensor | None) -> Kernel:
+        if self._triton_serves(x):
+            return self.launched
         if x.device.type == "cpu" and _onednn_takes(x.dtype):
             return self._winograd() if self._winograd_serves(x) else self._onednn(x)
-        if x.device.type == "cuda" and self.relu and _cudnn_takes(x.dtype):
+        if triton_inference.cudnn_takes(x, self.relu):
             return self._cudnn(x, shortcut)
         return self._plain
 
     def _plain(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        out = F.conv2d(x, self.weight, self.bias, *self._geometry())
-        if shortcut is not None:
-            out += shortcut
-        return out.relu_() if self.relu else out
+        return conv_bias_act(x, self.weight, self.bias, shortcut, *self._geometry(), self.relu)
+
+    def launched(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """The launch operator's result; it asks the tuned table at every call."""
+        return backends.launch.conv_bias_act(
+            x, self.weight, self.bias, shortcut, *self._geometry(), self.relu
+        )
+
+    def _triton_serves(self, x: Tensor) -> bool:
+        """Whether the tables choose our kernel for x, on a GPU or where Triton is forced."""
+        if backends.chosen(x.device, x.dtype) != "triton":
+            return False
+        return triton_inference.chosen(x, self.weight, *self._geometry(), self.relu) is not None
 
     def _geometry(self) -> tuple[list[int], list[int], list[int], int]:
         return self.stride, self.padding, self.dilation, self.groups
@@ -174,9 +186,7 @@ class Convolution(nn.Module):
         weight, bias, geometry = self.weight, self.bias, self._geometry()
 
         def kernel(x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-            if shortcut is None:
-                return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
-            return torch.cudnn_convolution_add_relu(x, weight, shortcut, 1.0, bias, *geometry)
+            return triton_inference.cudnn(x, weight, bias, shortcut, *geometry)
 
         dense = [
             None if t is None else t.contiguous(memory_format=torch.channels_last)
@@ -184,6 +194,8 @@ class Convolution(nn.Module):
         ]
         try:
             kernel(*dense)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:  # cuDNN has no such kernel for this geometry or device
             return self._plain
         return kernel
@@ -202,10 +214,3 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
         torch.float16: "_is_mkldnn_fp16_supported",
     }
     return dtype in asked and hasattr(ops, asked[dtype]) and getattr(ops, asked[dtype])()
-
-
-def _cudnn_takes(dtype: torch.dtype) -> bool:
-    known = (torch.float32, torch.float16, torch.bfloat16)
-    return (
-        dtype in known and torch.backends.cudnn.enabled and hasattr(torch, "cudnn_convolution_relu")
-    )
