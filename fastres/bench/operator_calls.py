@@ -1,9 +1,10 @@
-"""The launch operators that a network's training step really calls, recorded on fake tensors."""
+"""The launch operators that a training step or inference really calls, recorded on fake tensors."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..backends.ops import SCHEMAS
+from ..inference.convolution import Convolution
+from ..inference.graph import lower
 from . import cases
 from .workload import Batch, Step
 
@@ -120,10 +123,7 @@ def record_step(
     Raises:
         ValueError: there is no such network.
     """
-    if image_size is None:
-        classes = cases.network(network, 1, _LARGE).classes
-        image_size = _LARGE if classes == 1000 else 32
-    workload = cases.network(network, batch, image_size, dtype)
+    workload = cases.network(network, batch, image_size or _image_size(network), dtype)
     with FakeTensorMode():
         module = with_channels_last(workload.build(True))
         images = torch.empty(workload.shapes[0]).contiguous(memory_format=torch.channels_last)
@@ -132,6 +132,33 @@ def record_step(
         with _Recorder() as recorder:
             step(0)
     return Counter(recorder.calls)
+
+
+def record_inference(
+    network: str, batch: int, dtype: str = "fp32", image_size: int | None = None
+) -> Counter[Call]:
+    """How often each launch operator is called in a forward pass of the optimised network.
+
+    Every convolution is one call of `conv_bias_act`, whoever runs it; arguments and errors as
+    `record_step`'s.
+    """
+    workload = cases.network(network, batch, image_size or _image_size(network), dtype)
+    with FakeTensorMode(), torch.no_grad():
+        module = lower(workload.build(False).eval(), workload.autocast)
+        for child in module.modules():
+            if isinstance(child, Convolution):
+                child.forward = child.launched
+        images = torch.empty(workload.shapes[0], dtype=workload.autocast)
+        # the head is in fp32 still
+        amp = torch.autocast("cpu", workload.autocast) if workload.autocast else nullcontext()
+        with _Recorder() as recorder, amp:
+            module(images.contiguous(memory_format=torch.channels_last))
+    return Counter(recorder.calls)
+
+
+def _image_size(network: str) -> int:
+    """Pixels of the images that a network is for."""
+    return _LARGE if cases.network(network, 1, _LARGE).classes == 1000 else 32
 
 
 def with_channels_last(module: nn.Module) -> nn.Module:

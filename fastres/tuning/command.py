@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="224 for ImageNet's networks, 32 for CIFAR's")
     add("--dtype", nargs="+", choices=DTYPES, default=["bf16"], help="of the activations (bf16)")
     add(
+        "--inference",
+        action="store_true",
+        help="the forward pass of `fastres.optimize` counts, not a training step",
+    )
+    add(
         "--operators",
         nargs="+",
         metavar="NAME",
@@ -72,10 +77,11 @@ def main(args: argparse.Namespace) -> int:
         calls: Counter[Call] = Counter()
         for model in args.model:
             for dtype in args.dtype:
-                calls += _record(model, args.batch, dtype, args.image_size)
+                calls += _record(model, args, dtype)
         tasks = _tasks(calls, args.operators, gpu, family)
         if args.dry_run:
-            return _list(tasks, gpu or f"any GPU of family {family}")
+            what = "inference" if args.inference else "a training step"
+            return _list(tasks, f"{what} on {gpu or f'any GPU of family {family}'}")
         return _tune(tasks, args, device, path)
     except tables.TableError as error:
         raise UsageError(str(error)) from None
@@ -121,13 +127,14 @@ def _gpu(name: str) -> torch.device:
     return device
 
 
-def _record(model: str, batch: int, dtype: str, image_size: int | None) -> Counter[Call]:
-    from fastres.bench.operator_calls import record_step
+def _record(model: str, args: argparse.Namespace, dtype: str) -> Counter[Call]:
+    from fastres.bench.operator_calls import record_inference, record_step
 
+    record = record_inference if args.inference else record_step
     try:
-        return record_step(model, batch, dtype, image_size)
+        return record(model, args.batch, dtype, args.image_size)
     except ValueError as error:
-        raise UsageError(f"model {model!r}, batch {batch}: {error}") from None
+        raise UsageError(f"model {model!r}, batch {args.batch}: {error}") from None
 
 
 def _tasks(
@@ -147,7 +154,7 @@ def _tasks(
     return sorted(chosen, key=lambda task: wanted[task.key.operator])
 
 
-def _list(tasks: list[Task], gpu: str) -> int:
+def _list(tasks: list[Task], where: str) -> int:
     """Print what would be measured."""
     from fastres.bench.table import print_table
     from fastres.tuning.candidates import describe, neighbours
@@ -163,7 +170,7 @@ def _list(tasks: list[Task], gpu: str) -> int:
         for task in tasks
     ]
     header = ["operator and shape class", "calls", "GB in", "chosen now", "candidates"]
-    print_table(f"{len(tasks)} choices of a training step on {gpu}", header, rows)
+    print_table(f"{len(tasks)} choices of {where}", header, rows)
     print("candidates are those of the first wave; the next ones lie around the best of it")
     for task in tasks:
         for candidate in neighbours(task.key.operator, task.choice):

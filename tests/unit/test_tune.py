@@ -274,6 +274,18 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     assert message in line
 
 
+def test_a_dry_run_of_inference(capsys):
+    arguments = ["--inference", "--model", "bottleneck14", "--batch", "3", "--dtype", "bf16"]
+    assert cli.main(["tune", "--dry-run", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "choices of inference on any GPU of family sm_90" in out
+    # layer1's last convolution and its projection, on 3 images of 8x8: 192 rows count as 256
+    shape = "bfloat16 inner 64 outer 256 rows 256 taps 1"
+    assert f"\nconv_bias {shape}: cudnn\n" in out
+    assert f"\nconv_bias_act {shape}: triton BLOCK_M" in out
+    assert "bn_apply" not in out
+
+
 def test_a_dry_run_lists_operators_shapes_and_candidates(capsys):
     assert cli.main(["tune", "--dry-run", "--model", "resnet20", "--dtype", "bf16", "fp16"]) == 0
     out = capsys.readouterr().out
