@@ -80,7 +80,7 @@ def cpu_unavailable() -> str | None:
     return None
 
 
-def _growth(workload: Workload, peer: Peer, steps: int) -> dict[str, Any]:
+def growth(workload: Workload, peer: Peer, steps: int) -> dict[str, Any]:
     """In this process, which should have run nothing yet. Bytes."""
     step = peer.make(workload)
     gc.collect()
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     workload = cases.network(options.network, options.batch, options.image_size, options.dtype)
-    found = _growth(workload, peers.get(options.implementation), options.steps)
+    found = growth(workload, peers.get(options.implementation), options.steps)
     sys.stdout.write(json.dumps(found) + "\n")
     return 0
 

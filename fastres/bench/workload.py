@@ -87,7 +87,7 @@ def make_batches(
     generator = torch.Generator(workload.device).manual_seed(1)
     activations = workload.autocast if workload.input_gradients else None
     with torch.no_grad():
-        out_shape = _output_shape(workload) if workload.classes is None else None
+        out_shape = output_shape(workload) if workload.classes is None else None
     batches = []
     for _ in range(count or workload.buffers):
         inputs = []
@@ -110,7 +110,8 @@ def make_batches(
     return batches
 
 
-def _output_shape(workload: Workload) -> torch.Size:
+def output_shape(workload: Workload) -> torch.Size:
+    """The size of what the workload's module returns; nothing is computed."""
     with torch.device("meta"):
         inputs = [torch.empty(shape) for shape in workload.shapes]
     return workload.build(False).to("meta")(*inputs).shape

@@ -1,0 +1,338 @@
+"""`fastres bench`: networks, blocks and operators under every implementation, case by case."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..training.errors import UsageError
+
+if TYPE_CHECKING:
+    from .plan import Spec
+    from .store import Store
+
+_KINDS = {
+    "train": "forward, loss, backward, and with --optimizer SGD",
+    "infer": "forward in eval mode",
+    "block": "forward and backward of a residual block",
+    "op": "forward and backward of a fused operator",
+    "memory": "peak memory of a training step",
+}
+_DTYPES = ("fp32", "bf16", "fp16")
+_OUT = Path("out/bench")
+_DESCRIPTION = (
+    "Measures implementations in interleaved rounds, each case in a fresh process. One whose "
+    "outputs or gradients are wrong at that shape gets no speed. An interrupted sweep goes on when "
+    "the same command is given again."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastres bench`."""
+    parser.description = _DESCRIPTION
+    parser.add_argument(
+        "kind", nargs="?", choices=list(_KINDS), metavar="KIND",
+        help="; ".join(f"{name}: {what}" for name, what in _KINDS.items()),
+    )  # fmt: skip
+    what = parser.add_argument_group("what is measured; every combination is a case")
+    what.add_argument(
+        "--model", nargs="+", metavar="NAME",
+        help="networks (resnet50), depths such as 18..152 or 20..1202, blocks (bottleneck/layer1), "
+        "operators (bn_act/layer1), or patterns",
+    )  # fmt: skip
+    what.add_argument(
+        "--batch", nargs="+", metavar="N",
+        help="images a step: numbers, or a range that doubles: 1..512 (on a CPU 16, on a GPU 256; "
+        "infer also 1)",
+    )  # fmt: skip
+    what.add_argument("--dtype", nargs="+", choices=_DTYPES, help="(fp32; on a GPU bf16)")
+    what.add_argument(
+        "--image-size", nargs="+", metavar="PIXELS", help="(224, or 32 for a CIFAR network)"
+    )
+    what.add_argument(
+        "--optimizer", action=argparse.BooleanOptionalAction, default=None,
+        help="SGD is part of a training step (on a GPU it is)",
+    )  # fmt: skip
+    what.add_argument(
+        "--implementations", nargs="+", metavar="NAME",
+        help="names as --list has them, all, or module:ATTRIBUTE of a Peer of your own; eager "
+        "channels_last is always there, to compare with",
+    )  # fmt: skip
+    what.add_argument("--list", action="store_true", help="list implementations, and end")
+    how = parser.add_argument_group("how")
+    how.add_argument("--minutes", type=float, help="for everything (as long as it takes)")
+    how.add_argument("--rounds", type=int, default=25, help="interleaved rounds, at most (25)")
+    how.add_argument("--threads", type=int, help="of a CPU measurement (torch's)")
+    how.add_argument("--device", help="cuda where there is one, else cpu")
+    how.add_argument(
+        "--keep-memory", action="store_true",
+        help="malloc is told never to give memory back: what remains of a difference without page "
+        "faults (Linux)",
+    )  # fmt: skip
+    how.add_argument(
+        "--floor", action=argparse.BooleanOptionalAction, default=None,
+        help="add the time floor of the byte-and-flop model (on a GPU; on a CPU it is an estimate)",
+    )  # fmt: skip
+    where = parser.add_argument_group("results")
+    where.add_argument(
+        "--out", type=Path, metavar="FILE.json|DIR",
+        help=f"where JSON and CSV go ({_OUT}/, named after what is measured)",
+    )  # fmt: skip
+    where.add_argument("--fresh", action="store_true", help="replace what --out holds")
+    where.add_argument("--retry", action="store_true", help="measure failed cases again")
+    where.add_argument(
+        "--any-commit", action="store_true", help="go on with a file begun at another commit"
+    )
+    gate = parser.add_argument_group("regression gate")
+    gate.add_argument(
+        "--compare", nargs="+", type=Path, metavar="FILE",
+        help="OLD.json NEW.json: compare two files. OLD.json with KIND: measure, then compare. "
+        "OLD.json alone: repeat its sweep, then compare. Exit code 1 where fastres became slower",
+    )  # fmt: skip
+    gate.add_argument(
+        "--threshold", type=float, default=0.05,
+        help="slower by more than this, for certain, is a regression (0.05)",
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> int:
+    """Measure, print and compare; 1 where an implementation of fastres has no speed or lost some.
+
+    Raises:
+        UsageError: an option does not fit, or a file holds something else.
+    """
+    files = args.compare or []
+    if args.threshold <= 0:
+        raise UsageError(f"threshold must be above 0, got {args.threshold:g}")
+    if len(files) > 2 or any(str(file) in _KINDS for file in files):
+        raise UsageError(
+            f"compare takes OLD.json and maybe NEW.json, got {' '.join(map(str, files))}; KIND "
+            "comes before the options"
+        )
+    if len(files) == 2:
+        if args.kind is not None:
+            raise UsageError("compare of two files measures nothing: leave out KIND")
+        return _compare(*files, args.threshold)
+    if files:
+        from . import gate
+
+        old = gate.load(files[0])
+        if args.kind is None:
+            _repeat(args, files[0])
+    if args.kind is None:
+        raise UsageError(f"say what to measure: {', '.join(_KINDS)}; or --compare")
+    settled = _Settled(args)
+    if args.list:
+        return settled.list()
+    store = settled.store(old_path=files[0] if files else None)
+    code = settled.measure(store)
+    if files:
+        return max(code, _print_comparison(old, store.cases, args.threshold))
+    return code
+
+
+def _repeat(args: argparse.Namespace, path: Path) -> None:
+    """Give `args` the options of the sweep in a file."""
+    from . import results
+
+    told = results.read(path).get("sweep")
+    if not isinstance(told, dict):
+        raise UsageError(
+            f"compare: {path} does not say how it was measured; name NEW.json, or what to measure"
+        )
+    options = told["options"]
+    for option in ("kind", "model", "dtype", "rounds", "threads", "device", "optimizer", "floor",
+                   "keep_memory", "implementations"):  # fmt: skip
+        setattr(args, option, options[option])
+    args.batch = [str(batch) for batch in options["batch"]]
+    sizes = options["image_size"]
+    args.image_size = None if sizes is None else [str(size) for size in sizes]
+
+
+class _Settled:
+    """The options with their defaults, as the machine at hand has them.
+
+    Raises:
+        UsageError: an option does not fit.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+
+        from . import choice, environment, plan
+        from .case import keep_memory_reason
+        from .sweep import Options
+
+        self.args = args
+        for option in ("minutes", "rounds", "threads"):
+            value = getattr(args, option)
+            if value is not None and value <= 0:
+                raise UsageError(f"{option} must be above 0, got {value:g}")
+        available = torch.cuda.is_available()
+        self.device = args.device or ("cuda" if available else "cpu")
+        on_gpu = self.device.startswith("cuda")
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise UsageError(f"device must be cpu or cuda, got {self.device!r}")
+        if on_gpu and not available:
+            raise UsageError("device: there is no CUDA device here")
+        if args.keep_memory and keep_memory_reason() is not None:
+            raise UsageError(f"keep_memory {keep_memory_reason()}")
+        threads = args.threads or torch.get_num_threads()
+        torch.set_num_threads(threads)
+        batches = args.batch
+        if not batches:
+            many = "256" if on_gpu else "16"
+            batches = ["1", many] if args.kind == "infer" else [many]
+        sizes = plan.numbers("image_size", args.image_size, 7) if args.image_size else None
+        batch = plan.numbers("batch", batches)
+        models = plan.model_names(args.kind, args.model)
+        dtypes = list(dict.fromkeys(args.dtype or (["bf16"] if on_gpu else ["fp32"])))
+        optimizer = on_gpu if args.optimizer is None else args.optimizer
+        self.specs: list[Spec] = plan.specs(
+            args.kind, models, batch, dtypes, sizes, device=self.device, optimizer=optimizer,
+            keep_memory=args.keep_memory,
+        )  # fmt: skip
+        names = choice.names(args.implementations)
+        with_floor = on_gpu if args.floor is None else args.floor
+        seconds = None if args.minutes is None else 60 * args.minutes
+        self.options = Options(names, args.rounds, threads, seconds, with_floor)
+        self.identity: dict[str, Any] = {
+            "kind": args.kind, "model": models, "batch": batch, "dtype": dtypes,
+            "image_size": sizes, "implementations": names, "rounds": args.rounds,
+            "threads": threads, "device": self.device,
+            "machine": environment.device_facts(torch.device(self.device))["name"],
+            "optimizer": optimizer, "keep_memory": args.keep_memory, "floor": with_floor,
+            "torch": torch.__version__, "commit": environment.commit(),
+        }  # fmt: skip
+
+    def list(self) -> int:
+        """Print the implementations for the first case."""
+        from . import choice
+        from .table import print_table
+
+        header = ["implementation", "or", "default", "runs here", "why not"]
+        rows = choice.listing(self.specs[0])
+        print_table(f"implementations of {self.specs[0].name}", header, rows)
+        return 0
+
+    def store(self, old_path: Path | None) -> Store:
+        """The results file, with what it holds; never that of `old_path`."""
+        from .store import Store, default_name
+
+        out = self.args.out or _OUT
+        path = out if out.suffix == ".json" else out / default_name(self.identity)
+        if old_path is not None and path.resolve() == old_path.resolve():
+            if self.args.out is not None and out.suffix == ".json":
+                raise UsageError(f"out must not be {path}, which is compared with")
+            path = path.with_name(f"{path.stem}-again.json")
+        return Store(path, self.identity, [spec.name for spec in self.specs])
+
+    def measure(self, store: Store) -> int:
+        """Measure what is missing and print all of it; 1 where one of ours has no speed."""
+        with store.locked():
+            known = not self.args.fresh and store.load(any_commit=self.args.any_commit)
+            if self.args.retry:
+                store.forget_failed()
+            if known and self.args.compare and not store.missing():
+                # of an earlier comparison: what is compared is measured now
+                store.cases, known = {}, False
+            missing = store.missing()
+            if known:
+                _say(
+                    f"{store.path} holds {len(self.specs) - len(missing)} of {len(self.specs)} "
+                    f"cases; {'the others are' if missing else 'nothing is'} measured now"
+                    f"{'' if missing else ', --fresh measures again'}"
+                )
+                if str(self.identity["commit"]).endswith("+changes"):
+                    _say("files differ from the commit: that they are those of before is assumed")
+            if missing:
+                self._sweep(store)
+        return _print_results(store)
+
+    def _sweep(self, store: Store) -> None:
+        import torch
+
+        from . import environment, isolated
+        from .progress import Progress
+        from .sweep import Sweep
+
+        if self.device == "cpu":
+            # here, where it also builds the C++ kernels before anything is timed
+            facts = environment.record(torch.device("cpu"))
+        else:
+            # a CUDA context of this process would take memory from those that measure
+            facts = isolated.call(_facts, self.device)
+        with Progress(len(self.specs)) as progress:
+            Sweep(self.specs, self.options, store, facts, progress).run()
+
+
+def _facts(report: Any, device: str) -> dict[str, Any]:
+    import torch
+
+    from . import environment
+
+    return environment.record(torch.device(device))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_results(store: Store) -> int:
+    from . import choice, rows
+    from .compare import FAILED, REFUSED
+    from .table import print_table
+
+    told, code = [], 0
+    for name, case in store.cases.items():
+        told.append([name, *[""] * (len(rows.HEADER) - 1)])
+        told.extend([f"  {row[0]}", *row[1:]] for row in rows.table_rows(case))
+        for implementation, row in case["implementations"].items():
+            if row["status"] in (FAILED, REFUSED) and choice.is_ours(implementation):
+                code = 1
+        if not rows.measured_names(case):
+            code = 1
+    if store.cases:
+        environment = next(iter(store.cases.values()))["environment"]
+        device = environment["device"]
+        title = (
+            f"{device['name']}, {device['cpu']['threads']} threads, torch {environment['torch']}"
+        )
+        print_table(title, rows.HEADER, told)
+    for line in rows.notes(store.cases):
+        print(line)
+    for name, reason in store.not_reached.items():
+        print(f"not reached: {name}: {reason}")
+    if store.not_reached:
+        print("the same command goes on with these")
+    print(f"results: {store.path} and {store.path.with_suffix('.csv').name}")
+    return code
+
+
+def _compare(old: Path, new: Path, threshold: float) -> int:
+    from . import gate
+
+    return _print_comparison(gate.load(old), gate.load(new), threshold)
+
+
+def _print_comparison(old: dict[str, Any], new: dict[str, Any], threshold: float) -> int:
+    from . import gate
+    from .table import print_table
+
+    found, missing = gate.compare(old, new, threshold)
+    if not found:
+        raise UsageError("compare: the files have no measured case in common")
+    title = f"slower by more than {100 * threshold:g}% is a regression, if all of the interval is"
+    print_table(title, gate.HEADER, gate.table_rows(found))
+    for line in gate.conditions(old, new):
+        print(f"differs: {line}")
+    for name in missing:
+        print(f"not in the new file: {name}")
+    failed = [row for row in found if row.failed]
+    for row in failed:
+        print(f"REGRESSION: {row.case}: {row.implementation}: {row.verdict} {row.reason}".rstrip())
+    if not failed:
+        print("no regression of fastres is certain")
+    return 1 if failed else 0
