@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": ("fastres.training.demo", "train a fused ResNet-20 on handwritten digits, and time it"),
     "experiment": ("fastres.experiments.command", "repeat an experiment of the paper"),
     "run": ("fastres.training.run", "run a training script with its ResNets fused"),
+    "bench": ("fastres.bench.command", "time it beside PyTorch and others, and compare results"),
     "tune": ("fastres.tuning.command", "measure the kernels' configs on this GPU"),
     "traffic": ("fastres.bench.traffic_model_command", "bytes and flops of a training step"),
     "models": ("fastres.evaluation.models_command", "the networks and the paper's figures"),
