@@ -80,7 +80,7 @@ class World:
             yield
         except RuntimeError as error:
             if self.size > 1 and _is_lost_peer(error):
-                reason = str(error).splitlines()[0]
+                reason = str(error).splitlines()[0].split(" This is typically")[0]
                 raise TrainingError(
                     f"rank {self.rank}: another process is gone or does not answer: {reason}"
                 ) from None

@@ -1,9 +1,9 @@
-"""Two gloo processes against one: the same steps, and an end when one of them is gone."""
+"""Distributed runs of the command: two nodes of torchrun, and an end when a process is gone."""
 
 from __future__ import annotations
 
+import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from training_runs import COMMAND, rows
+from helpers.forked import free_port
+from training_runs import COMMAND, assert_same_run, rows
 
 from fastres import cli
 from fastres.training import checkpoint
+from fastres.training.distributed import World
+from fastres.training.errors import TrainingError, UsageError
 
 TESTS = Path(__file__).resolve().parents[1]
 FUSED = [word for word in COMMAND if word != "--no-fused"]
@@ -22,89 +25,159 @@ FUSED = [word for word in COMMAND if word != "--no-fused"]
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo")
 
 
-def _environment(**extra: object) -> dict[str, str]:
-    paths = [str(TESTS), os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-        "OMP_NUM_THREADS": "1",
-        **{key: str(value) for key, value in extra.items()},
-    }
+def two_nodes(folder: Path, arguments: list[str]) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of two torchrun commands on this machine, one process each.
 
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _two_processes(event: str, out: Path) -> list[tuple[int, str]]:
-    """Exit code and stderr of both ranks of distributed_run.py."""
-    port = _free_port()
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(TESTS / "distributed_run.py"), event, str(out)],
-            env=_environment(
-                RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-            ),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+    Each node works in a folder of its own.
+    """
+    port = free_port()
+    nodes = []
+    for node in (0, 1):
+        here = folder / f"node{node}"
+        here.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+            "--node-rank", str(node), "--rdzv-backend", "c10d",
+            "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "fastres", *arguments,
+        ]  # fmt: skip
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipe = subprocess.PIPE
+        nodes.append(
+            subprocess.Popen(
+                command, cwd=here, env=environment, stdout=pipe, stderr=pipe, text=True
+            )
         )
-        for rank in (0, 1)
-    ]
     try:
-        errors = [process.communicate(timeout=200)[1] for process in processes]
+        written = [node.communicate(timeout=200) for node in nodes]
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [(process.returncode, error) for process, error in zip(processes, errors, strict=True)]
+        for node in nodes:
+            node.kill()
+            node.wait()
+    return [(node.returncode, *texts) for node, texts in zip(nodes, written, strict=True)]
 
 
 @pytest.mark.slow
-def test_torchrun_with_sync_bn_equals_one_process(tmp_path, monkeypatch):
+def test_two_nodes_with_sync_bn_are_one_process(tmp_path, monkeypatch):
     """Six steps of 16 images and one of 9, which two processes share as 4 and 5."""
     monkeypatch.setenv("FASTRES_BACKEND", "reference")
     options = [*FUSED, "--num-images", "105", "--epochs", "1", "--lr", "0.02", "--momentum", "0.5"]
     assert cli.main([*options, "--out", str(tmp_path / "one")]) == 0
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "fastres", *options, "--sync-bn", "--out", str(tmp_path / "two")],
-        env=_environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "2 processes on cpu" in done.stdout
-    one, two = (rows(tmp_path / name / "steps.csv") for name in ("one", "two"))
+    (code, out, error), (other, _, other_error) = two_nodes(
+        tmp_path, [*options, "--sync-bn", "--out", "run"]
+    )
+    assert (code, other) == (0, 0), error + other_error
+    assert "2 processes on cpu" in out
+    assert not (tmp_path / "node1" / "run").exists()
+    run = tmp_path / "node0" / "run"
+    one, two = (rows(folder / "steps.csv") for folder in (tmp_path / "one", run))
     assert len(one) == len(two) == 7
     for a, b in zip(one, two, strict=True):
         assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=1e-3)
-    a, b = (rows(tmp_path / name / "epochs.csv")[0] for name in ("one", "two"))
+    a, b = (rows(folder / "epochs.csv")[0] for folder in (tmp_path / "one", run))
     assert float(b["loss"]) == pytest.approx(float(a["loss"]), rel=1e-2)
     assert float(b["train_loss"]) == pytest.approx(float(a["train_loss"]), rel=1e-3)
-    one, two = (checkpoint.load(tmp_path / name / "last.pt") for name in ("one", "two"))
+    one, two = (checkpoint.load(folder / "last.pt") for folder in (tmp_path / "one", run))
     assert len(two["rng"]) == 2
     for key, value in one["model"].items():
         torch.testing.assert_close(two["model"][key], value, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.slow
-def test_a_rank_that_dies_ends_the_run(tmp_path):
-    (code, error), (dead, _) = _two_processes("die", tmp_path)
-    assert dead == 9
-    assert code == 1
-    assert "fastres train: rank 0: another process is gone or does not answer" in error
+@pytest.fixture(scope="module")
+def scenarios(tmp_path_factory) -> tuple[Path, dict]:
+    """Where the runs of distributed_run.py are, and how they ended."""
+    folder = tmp_path_factory.mktemp("scenarios")
+    done = subprocess.run(
+        [sys.executable, str(TESTS / "distributed_run.py"), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+def ended(scenarios, name: str) -> tuple[list[int], list[str]]:
+    """Exit codes and stderr of every process."""
+    found = scenarios[1][name]["ended"]
+    return [one["code"] for one in found], [one["error"] for one in found]
+
+
+LOST = "fastres train: rank 0: another process is gone or does not answer: "
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_rank_stops_both_at_the_same_step(tmp_path, capsys):
-    for code, error in _two_processes("sigterm", tmp_path):
-        assert code == 143
-        assert "stopped by SIGTERM at epoch 1, step 3/6" in error
-    assert checkpoint.load(tmp_path / "last.pt")["progress"]["iteration"] == 3
-    # one process goes on where two stopped
-    assert cli.main([*COMMAND, "--out", str(tmp_path), "--resume", "auto"]) == 0
-    assert "at epoch 1, step 3" in capsys.readouterr().out
-    assert [row["iteration"] for row in rows(tmp_path / "steps.csv")] == [
-        str(number) for number in range(1, 13)
-    ]
+@pytest.mark.parametrize(("name", "other"), [("dies", 9), ("hangs", -9), ("broken image", 2)])
+def test_a_run_that_loses_a_rank_ends_with_an_error(scenarios, name, other):
+    """A rank that stops without closing its connections is given up after --timeout (4 s)."""
+    codes, errors = ended(scenarios, name)
+    assert codes == [1, other]
+    assert errors[0].startswith(LOST)
+    assert len(errors[0].splitlines()) == 1
+    assert scenarios[1][name]["seconds"] < 60
+    if name == "broken image":
+        assert errors[1] == "fastres train: a.png is broken\n"
+
+
+@pytest.mark.slow
+def test_a_rank_that_waits_in_vain_says_so(scenarios):
+    codes, errors = ended(scenarios, "alone")
+    assert codes == [1]
+    assert errors[0].startswith("fastres train: cannot join the 2 processes of WORLD_SIZE: Timed")
+    assert len(errors[0].splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_whole_one(scenarios):
+    codes, errors = ended(scenarios, "stopped and resumed")
+    assert codes == [143, 143, 0, 0]
+    for error in errors[:2]:
+        assert "stopped by SIGTERM at epoch 1, step 3/6; state saved in run/last.pt" in error
+    runs = [scenarios[0] / name / "rank0" / "run" for name in ("stopped and resumed", "whole")]
+    assert_same_run(*runs)
+    assert len(checkpoint.load(runs[0] / "last.pt")["rng"]) == 2
+    # only rank 0 needs the folder
+    assert not (scenarios[0] / "stopped and resumed" / "rank1" / "run").exists()
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_two_stopped(scenarios, tmp_path, capsys):
+    state = checkpoint.load(scenarios[0] / "whole" / "rank0" / "run" / "last.pt")
+    checkpoint.save(tmp_path / "last.pt", state)
+    options = ["--epochs", "3", "--resume", "auto", "--out", str(tmp_path)]
+    assert cli.main([*COMMAND, *options]) == 0
+    assert "at epoch 3, step 0" in capsys.readouterr().out
+    assert [row["epoch"] for row in rows(tmp_path / "epochs.csv")] == ["3"]
+
+
+@pytest.mark.slow
+def test_what_rank_0_refuses_all_refuse_in_the_same_words(scenarios):
+    codes, errors = ended(scenarios, "refused")
+    assert codes == [2, 2, 2, 2]
+    assert errors[0] == errors[1]
+    assert "run holds a run already: give --resume auto or another out" in errors[0]
+    assert errors[2] == errors[3]
+    assert "run/last.pt is truncated or not a checkpoint of fastres" in errors[2]
+
+
+def test_one_process_asks_itself():
+    world = World()
+    assert world.from_main(lambda: 3) == 3
+    assert world.gather("a") == ["a"]
+    with pytest.raises(UsageError, match="no"), world.naming_lost_peers():
+        world.from_main(lambda: (_ for _ in ()).throw(UsageError("no")))
+    with pytest.raises(RuntimeError, match="gloo"), world.naming_lost_peers():
+        raise RuntimeError("gloo")  # with one process: some other trouble
+
+
+def test_a_lost_peer_is_named_and_other_errors_are_not_touched():
+    world = World(rank=1, size=2)
+    gone = "rank 1: another process is gone or does not answer"
+    with pytest.raises(TrainingError, match=gone), world.naming_lost_peers():
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="shape"), world.naming_lost_peers():
+        raise RuntimeError("shape mismatch")
+
+
+def test_torchruns_variables_in_part(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert cli.main([*COMMAND, "--out", "nowhere"]) == 1
+    assert "cannot join the 2 processes of WORLD_SIZE: " in capsys.readouterr().err
