@@ -29,7 +29,7 @@ def draw_errors(plan: Plan, outcomes: Sequence[Outcome], path: Path) -> None:
             own = [outcome for outcome in outcomes if outcome.run.network == network]
             _errors_of(axes, network, own, colour)
         axes.set(title=panel, xlabel="iterations", xlim=(0, plan.recipe["iterations"]))
-        axes.legend(frameon=False, loc="upper right")
+        _legend(axes, axes, -0.17)
     first = panels[0][0]
     first.set(ylabel="error (%)", ylim=(0, _ceiling(outcomes)))
     for axes, _ in panels:
@@ -43,7 +43,7 @@ def draw_errors(plan: Plan, outcomes: Sequence[Outcome], path: Path) -> None:
         data_words(plan),
         f"thin: training error, on augmented batches as trained; bold: test error; {band}",
     )
-    _save(figure, path)
+    _save(figure, path, f"{plan.title}. {data_words(plan)}")
 
 
 def _errors_of(axes: Any, network: Network, outcomes: Sequence[Outcome], colour: str) -> None:
@@ -78,7 +78,7 @@ def draw_responses(
     `curves` holds (panel, line, responses); one column for each panel.
     """
     panels = list(dict.fromkeys(panel for panel, _, _ in curves))
-    figure = _new_figure((5.2 * max(2, len(panels)), 6.4))
+    figure = _new_figure((max(7, 5.2 * len(panels)), 6.4))
     grid = figure.subplots(2, len(panels), sharex="col", sharey=True, squeeze=False)
     for column, panel in enumerate(panels):
         above, below = grid[0][column], grid[1][column]
@@ -89,18 +89,35 @@ def draw_responses(
             above.plot(index, values, color=colour, linewidth=1.2, label=line)
             below.plot(index, sorted(values, reverse=True), color=colour, linewidth=1.2)
         above.set(title=panel)
-        above.legend(frameon=False)
-        below.set(xlabel="layer: in the network's order above, sorted by magnitude below")
+        _legend(below, above, -0.24)
+        above.set(xlabel="layer, in the network's order")
+        below.set(xlabel="layer, sorted by magnitude")
     for row in grid:
         row[0].set(ylabel="standard deviation", ylim=(0, None))
     _clean([axes for row in grid for axes in row])
     _titles(figure, title, subtitle, "outputs of the 3x3 layers, after BN, before ReLU or addition")
-    _save(figure, path)
+    _save(figure, path, f"{title}. {subtitle}")
+
+
+def _legend(axes: Any, of: Any, height: float) -> None:
+    """The lines of a panel below it, where no curve runs, five in a row."""
+    handles, labels = of.get_legend_handles_labels()
+    axes.legend(
+        handles,
+        labels,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, height),
+        ncols=min(5, len(labels)),
+        fontsize=9,
+        handlelength=1.2,
+        columnspacing=1.0,
+    )
 
 
 def _figure(plan: Plan) -> tuple[Any, list[tuple[Any, str]]]:
     panels = list(dict.fromkeys(network.panel for network in plan.networks))
-    figure = _new_figure((5.2 * max(2, len(panels)), 4.4))
+    figure = _new_figure((max(7, 5.2 * len(panels)), 4.6))
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     _clean(row)
     return figure, list(zip(row, panels, strict=True))
@@ -140,11 +157,11 @@ def _titles(figure: Any, title: str, data: str, reading: str) -> None:
     figure.supxlabel(reading, fontsize=8.5, color="0.35")
 
 
-def _save(figure: Any, path: Path) -> None:
-    """Replaces the file in one step."""
+def _save(figure: Any, path: Path, title: str) -> None:
+    """Replaces the file in one step; the title is in its metadata as well."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=150, format="png", metadata={"Title": title})
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

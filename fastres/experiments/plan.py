@@ -14,6 +14,8 @@ from fastres.training.errors import TrainingError, UsageError
 
 FORMAT = "fastres-experiment"
 PLAN_FILE = "experiment.json"
+# section 4.2: the residual network of depth 110 starts at a tenth of the rate; its plain one too
+_WARMED_UP, _WARMUP = 110, 400
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ class Plan:
         runs = []
         for seed in self.seeds:
             for network in sorted(self.networks, key=lambda network: -network.depth):
+                options = {**self.recipe, **self.free}
+                if network.depth >= _WARMED_UP:
+                    options.setdefault("warmup_iterations", _WARMUP)
                 config = TrainConfig.build(
                     self.data,
-                    **self.recipe,
-                    **self.free,
+                    **options,
                     model=network.model,
                     shortcut=network.shortcut,
                     seed=seed,

@@ -20,6 +20,7 @@ from fastres.training.errors import Stopped, TrainingError
 from fastres.training.signals import StopSignals
 
 LOG_FILE = "log.txt"
+PROGRAM = ["-m", one_run.__name__]
 _PERIOD = 0.5  # seconds between two looks at the signals
 _PATIENCE = 60.0  # seconds that a run has to save its state before it is killed
 
@@ -135,7 +136,7 @@ class _Pool:
     def _start(self, run: Run) -> None:
         log = _Log(run)
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastres.experiments.one_run"],
+            [sys.executable, *PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log.fileno(),
