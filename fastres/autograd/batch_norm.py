@@ -97,7 +97,8 @@ def merge_over_ranks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Chan's formula over the ranks of `group`, whose batches may differ in size or be empty.
 
-    Returns the [C] mean, the [C] biased variance, and the total count as a 0-d tensor.
+    Returns the [C] mean, the [C] biased variance (zeros where all batches are empty), and the total
+    count as a 0-d tensor.
     """
     local = torch.cat([mean, var, mean.new_full((1,), count)])
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
@@ -105,7 +106,7 @@ def merge_over_ranks(
     channels = mean.numel()
     means, variances, counts = torch.stack(gathered).split([channels, channels, 1], dim=1)
     total = counts.sum()
-    share = counts / total
+    share = counts / at_least_one(total)
     merged = (share * means).sum(0)
     spread = (share * (variances + (means - merged).square())).sum(0)
     return merged, spread, total
@@ -198,9 +199,11 @@ def join_reduce(
     sum_g, sum_gx, sum_gx_s = over_ranks(sums, group)
     mean_g = mean_gx = mean_gx_s = None
     if join.s_bn is not None and join.s_bn.training:
-        mean_g, mean_gx_s = sum_g / counts[1], sum_gx_s / counts[1]
+        values = at_least_one(counts[1])
+        mean_g, mean_gx_s = sum_g / values, sum_gx_s / values
     if join.bn.training:
-        mean_g, mean_gx = sum_g / counts[0], sum_gx / counts[0]
+        values = at_least_one(counts[0])
+        mean_g, mean_gx = sum_g / values, sum_gx / values
     return Reduced(
         dweight, dbias, s_dweight if join.s_bn is not None else None, mean_g, mean_gx, mean_gx_s
     )

@@ -138,7 +138,10 @@ def update_running(bn: BatchNormState, mean, var, count, size: Sequence[int]) ->
     for running, batch in ((bn.running_mean, mean), (bn.running_var, unbiased)):
         if isinstance(factor, Tensor):
             factor = factor.to(running.dtype)
-        running.lerp_(batch.to(running.dtype), factor)
+        batch = batch.to(running.dtype)
+        if count is not None:  # the batches of all ranks may be empty
+            batch = torch.where(count > 0, batch, running)
+        running.lerp_(batch, factor)
 
 
 class Measured(NamedTuple):

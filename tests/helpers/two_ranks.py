@@ -21,6 +21,8 @@ CASES = {
     "shortcut of each rank": ((3, 5), False),
     "moment form": ((3, 5), True),
     "moment form, empty": ((6, 0), True),
+    "all empty": ((0, 0), True),
+    "moment form, all empty": ((0, 0), True),
 }
 
 
