@@ -22,6 +22,7 @@ COMMANDS = {
     "tune": ("fastres.tuning.command", "measure the kernels' configs on this GPU"),
     "traffic": ("fastres.bench.traffic_model_command", "bytes and flops of a training step"),
     "models": ("fastres.evaluation.models_command", "the networks and the paper's figures"),
+    "report": ("fastres.bench.report.command", "results files as a page, pictures and tables"),
     "info": ("fastres.info", "say what is installed and which backends work"),
 }
 

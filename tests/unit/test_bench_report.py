@@ -1,0 +1,432 @@
+"""`fastres report`: what stands in files reaches the page, and nothing else does."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html import unescape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import bench_files
+import pytest
+
+from fastres import cli
+from fastres.bench.peers import CONVOLUTIONS, EAGER, FUSED
+from fastres.bench.report import load, select, svg_curves, units
+from fastres.bench.report.canvas import nice_ticks, shortened, text_width
+from fastres.bench.report.page import page
+from fastres.bench.timing import Summary
+from fastres.training.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = ROOT / "benchmarks" / "results" / "amd-epyc-family-26-model-2-2-threads.json"
+SECTIONS = {
+    "Training", "Inference", "Blocks", "Operators", "Memory", "Scaling", "Largest batch",
+    "Roofline", "History", "Without a speed", "Environment", "Not in these files",
+}  # fmt: skip
+VOID = {"meta", "link", "rect", "line", "polyline", "polygon", "circle"}
+
+
+class Page(HTMLParser):
+    """Headings, tables (rows of cells' texts), attributes and whether elements are closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.open: list[str] = []
+        self._cell: list[str] | None = None
+        self.feed(text)
+
+    def handle_startendtag(self, tag, attributes):
+        self.attributes += [(tag, name, value) for name, value in attributes]
+
+    def handle_starttag(self, tag, attributes):
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in VOID or tag in ("rect", "circle", "polygon"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td", "h1", "h2", "h3"):
+            self._cell = []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+        if tag in ("th", "td"):
+            self.rows[-1].append("".join(self._cell))
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("".join(self._cell))
+
+    def handle_data(self, data):
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+def of(tmp_path: Path, *contents) -> tuple[str, Page]:
+    paths = [bench_files.write(tmp_path, one, f"{i}.json") for i, one in enumerate(contents)]
+    text = page(load.read(paths))
+    return text, Page(text.replace('<meta charset="utf-8">', ""))
+
+
+@pytest.fixture(scope="module")
+def recorded() -> str:
+    return page(load.read([RECORDED]))
+
+
+@pytest.fixture
+def full(tmp_path):
+    return of(tmp_path, bench_files.everything())
+
+
+def test_every_section_has_its_figures(full):
+    text, parsed = full
+    assert set(parsed.headings) & SECTIONS == SECTIONS - {"History", "Not in these files"}
+    assert parsed.open == ["html", "body"] or parsed.open == []
+    for title in (
+        "Training: every implementation", "Inference: every implementation",
+        "Residual blocks: fastres", "Fused operators: fastres", "Peak memory of a step",
+        "Training over batch: resnet50 fp32, 224×224", "Memory of training over batch",
+        "Training over depth: resnets fp32, batch 4", "Training over image size: resnet50 fp32",
+        "Roofline: resnet50 bf16, batch 16", "Operators that only move data",
+    ):  # fmt: skip
+        assert title in text
+    ids = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    links = [value for _, name, value in parsed.attributes if name == "href" and value[0] == "#"]
+    assert {link[1:] for link in links} <= set(ids)
+    assert len(links) > 8
+
+
+def test_the_page_asks_for_nothing_from_outside(full, recorded):
+    for text in (full[0], recorded):
+        assert "http:" not in text
+        assert "https:" not in text
+        assert "<script" not in text
+        assert " src=" not in text
+        assert "@import" not in text
+        assert set(re.findall(r"url\((.)", text)) <= {"#"}
+        assert "default-src 'none'" in text
+
+
+def test_pictures_have_words(full):
+    _, parsed = full
+    svgs = [value for tag, name, value in parsed.attributes if (tag, name) == ("svg", "aria-label")]
+    assert len(svgs) == 2 * 13  # wide and narrow
+    assert any("resnet50 fp32, batch 64, 224×224: " in label for label in svgs)
+    assert all(label.endswith(".") for label in svgs)
+
+
+def test_all_numbers_of_the_training_table_are_of_the_file(recorded):
+    cases = json.loads(RECORDED.read_text())["cases"]
+    parsed = Page(recorded.replace('<meta charset="utf-8">', ""))
+    tables = [row for row in parsed.rows if row and row[0] in (EAGER, FUSED)]
+    shown = {tuple(row[1:]) for row in tables}
+    assert len(tables) == sum(
+        name in (EAGER, FUSED) for case in cases.values() for name in case["implementations"]
+    )
+    for case in cases.values():
+        run = case["implementations"][FUSED]
+        ratio = run["times_faster_than"][EAGER]
+        expected = (
+            units.duration(run["seconds"]["median"]),
+            f"{ratio['median']:.2f}× ({ratio['low95']:.2f} to {ratio['high95']:.2f})"
+            + (" noisy" if ratio["noisy"] else ""),
+        )
+        assert any(expected[0] == row[0] and expected[1] in row for row in shown), expected
+
+
+def test_the_recorded_file_lacks_what_is_named_as_missing(recorded):
+    for name, command in (("Scaling", "--batch 1..64"), ("Roofline", "fastres profile")):
+        assert re.search(rf"<li>{name}: <code>[^<]*{re.escape(command)}", recorded)
+    assert 'id="roofline"' not in recorded
+    assert "python -m pytest benchmarks/ --benchmark-only" in recorded
+
+
+def test_old_files_tell_kind_model_and_size_by_their_workload():
+    cases = {case.name: case for case in load.read([RECORDED]).cases}
+    found = cases["cifar resnet20 fp32, malloc keeps memory"]
+    assert (found.kind, found.model, found.image_size) == ("train", "resnet20", 32)
+    assert (found.note, found.dtype, found.batch) == ("malloc keeps memory", "fp32", 128)
+    assert cases["cifar resnet20 fp32"].note == ""
+    found = cases["torchvision resnet50 fp32, NCHW script"]
+    assert (found.model, found.note) == ("torchvision.resnet50", "NCHW script")
+    found = cases["resnet50 bf16 inference, batch 1"]
+    assert (found.kind, found.model, found.note) == ("infer", "resnet50", "")
+    assert cases["bottleneck layer1 bf16"].kind == "block"
+    assert {case.kind for name, case in cases.items() if "bn_" in name} == {"op"}
+
+
+def test_what_fastres_bench_names_its_cases_has_no_note(tmp_path):
+    one = {**bench_files.case(), "optimizer": True}
+    names = ("train resnet50 fp32, batch 16, 224px, SGD", "train resnet50 fp32, batch 16, 224px")
+    kept = "train resnet50 fp32, batch 16, 224px, malloc keeps memory"
+    path = bench_files.write(tmp_path, {"cases": dict.fromkeys([*names, kept], one)})
+    notes = [case.note for case in load.read([path]).cases]
+    assert notes == ["", "", "malloc keeps memory"]
+
+
+def test_a_reason_is_text_and_no_markup(full):
+    text, _ = full
+    assert "<b>conv1" not in text
+    assert "gradient of &lt;b&gt;conv1&lt;/b&gt; &amp; more is off" in text
+    assert "refused" in text
+    assert "the time is up" in text
+    assert "JAX is not installed" in text
+
+
+def test_no_text_of_a_file_becomes_markup(tmp_path):
+    """Whatever text a file holds, as a name or as a value, stays text."""
+    evil = "\"><script>alert('1')</script>"
+
+    def spoil(value, key=""):
+        if isinstance(value, dict):
+            kept = ("cases", "profiles", "largest_batch", "implementations")
+            return {
+                (name + evil if key in kept and name not in (EAGER, FUSED) else name): spoil(
+                    item, name
+                )
+                for name, item in value.items()
+            }
+        if isinstance(value, list):
+            return [spoil(item) for item in value]
+        if isinstance(value, str) and key not in ("kind", "status", "type", "workload"):
+            return value + evil
+        return value
+
+    text, parsed = of(tmp_path, spoil(bench_files.everything()))
+    assert "<script" not in text
+    assert "alert" in unescape(text)
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert len(Page(text.replace('<meta charset="utf-8">', "")).headings) > 8
+
+
+def test_noise_is_said_and_only_where_it_is(tmp_path):
+    quiet, _ = of(tmp_path, {"cases": bench_files.named(bench_files.case())})
+    assert 'class="noisy"' not in quiet
+    assert "Noisy:" not in quiet
+    assert "<pattern" not in quiet
+    loud, parsed = of(tmp_path, {"cases": bench_files.named(bench_files.case(noisy=True))})
+    assert loud.count('class="noisy">noisy') == 2  # the headline and the table
+    assert "Noisy:" in loud
+    assert ("li", "class", "unsure") in parsed.attributes
+    assert "<pattern" in loud
+    assert "Striped: noisy." in loud
+
+
+def test_a_bound_is_no_competitor(full):
+    text, _ = full
+    assert "outline-bound" in text
+    memory = re.search(r'aria-label="Peak memory[^"]*"', text)[0]
+    assert CONVOLUTIONS not in memory
+    assert "0.60× eager" in memory
+
+
+def test_without_the_baseline_there_is_no_ratio(tmp_path):
+    one = bench_files.case()
+    for name in (FUSED, CONVOLUTIONS):
+        one["implementations"][name]["times_faster_than"] = {}
+    one["implementations"][EAGER] = {"status": "failed", "reason": "it fell over"}
+    text, parsed = of(tmp_path, {"cases": bench_files.named(one)})
+    assert "every implementation" not in text
+    assert 'class="ratios"' not in text
+    assert "it fell over" in text
+    assert [row[1] for row in parsed.rows if row[:1] == [FUSED]] == ["10.7 ms"]
+
+
+def test_a_case_measured_twice_has_a_history(tmp_path):
+    cases = [
+        bench_files.case(faster=faster, date=date)
+        for faster, date in ((1.5, "2026-01-01"), (1.2, "2026-01-03"), (1.19, "2026-01-05"))
+    ]
+    text, parsed = of(tmp_path, *({"cases": bench_files.named(one)} for one in cases[1::-1]))
+    assert "History" in parsed.headings
+    assert "1.50× before, 1.20× now: slower, the intervals do not meet" in text
+    assert text.count('class="value">1.20×') == 1  # the newest is the headline, alone
+    text, _ = of(tmp_path, *({"cases": bench_files.named(one)} for one in cases))
+    assert "1.20× before, 1.19× now: the intervals overlap" in text
+
+
+def test_devices_stand_side_by_side(tmp_path):
+    gpu = bench_files.named(bench_files.case())
+    cpu = bench_files.named(bench_files.case(device=bench_files.CPU, faster=1.25))
+    text, parsed = of(tmp_path, {"cases": gpu}, {"cases": cpu})
+    assert "History" not in parsed.headings
+    assert parsed.headings.count("Made-up GPU") == 3  # headline, training, memory
+    assert parsed.headings.count("Made-up CPU, 4 threads") == 3
+    assert "1.25×" in text
+
+
+def test_two_points_are_no_curve(tmp_path):
+    cases = [bench_files.case(batch=batch) for batch in (1, 2)]
+    text, _ = of(tmp_path, {"cases": bench_files.named(*cases)})
+    assert "over batch" not in text
+    assert "Scaling: <code>" in text
+
+
+def test_points_of_a_curve_are_no_bars(full, tmp_path):
+    cases = load.read([bench_files.write(tmp_path, bench_files.everything())]).cases
+    found = [case for case in cases if case.kind == "train"]
+    apart = [(case.model, case.batch) for case in select.apart(found)]
+    assert sorted(apart) == [("resnet152", 4), ("resnet18", 4), ("resnet50", 64)]
+    rows = [row for row in full[1].rows if row[:1] == [EAGER]]
+    assert len(rows) == len(cases) + 1  # the tables have them all; one is of the largest batch
+
+
+def test_the_largest_batch_and_what_ended_the_search(full):
+    rows = {row[0]: row[1:] for row in full[1].rows if len(row) == 4}
+    assert rows[EAGER] == ["48", "–", "64: no memory"]
+    assert rows[FUSED] == ["≥ 96", "2.00×", "no larger one was tried"]
+    assert rows["JAX"] == ["–", "–", "JAX is not installed"]
+
+
+def test_operators_stand_in_the_roofline_and_in_the_table(full):
+    text, parsed = full
+    rows = {row[0]: row[1:] for row in parsed.rows}
+    assert rows["1 conv3x3"] == [
+        "10", "4.00 ms", "40.0%", "4.00 GB", "1.50 Tflop", "800 µs", "20%"
+    ]  # fmt: skip
+    assert rows["4 argmax"] == ["1", "1.00 ms", "10.0%", "–", "–", "–", "–"]
+    assert "1 conv3x3: 375 Tflop/s, 40%" in text
+    assert "3 bn_act: 80% of bandwidth, 2.00 ms" in text
+    assert "The roof of Made-up GPU: 5.00 TB/s and 1.00 Pflop/s (invented)." in text
+
+
+def test_without_a_machine_there_is_no_roof(tmp_path):
+    one = {**bench_files.profile(), "machine": None}
+    text, parsed = of(tmp_path, {"profiles": {"a": one}})
+    assert "stroke-roof" not in text.partition("</style>")[2]
+    assert "there is no roof" in text
+    assert "Roofline" in parsed.headings
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a results file"),
+        ("[1]", "got a list"),
+        ('{"plans": 1}', "is not a results file: .* got 'plans'"),
+        ("{}", "got an empty one"),
+        ('{"cases": []}', r"cases must be an object, got \[\]"),
+        ('{"cases": {"a": 1}}', "case 'a' must be an object, got 1"),
+        ('{"cases": {"a": {"implementations": {}}}}', "batch of case 'a' must be an integer"),
+        ('{"cases": {"a": {"batch": 1}}}', "implementations of case 'a' must be an object"),
+        (
+            '{"cases": {"a": {"batch": 1, "implementations": {"b": 2}}}}',
+            "'b' of case 'a' must be an object",
+        ),
+        ('{"profiles": {"a": {}}}', "operators of profile 'a' must be a list"),
+        ('{"largest_batch": {"a": {}}}', "implementations of largest_batch 'a' must be an object"),
+    ],
+)
+def test_another_file_is_an_error_that_names_it(tmp_path, text, message):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as info:
+        load.read([path])
+    assert str(path) in str(info.value)
+
+
+def test_infinities_are_no_numbers(tmp_path):
+    one = bench_files.case()
+    one["implementations"][FUSED]["times_faster_than"][EAGER]["high95"] = "inf"
+    one["implementations"][FUSED]["seconds"]["median"] = "nan"
+    text, _ = of(tmp_path, {"cases": bench_files.named(one)})
+    assert 'class="ratios"' not in text
+    assert "nan" not in text.partition("</style>")[2]
+
+
+def test_the_command_writes_what_it_is_asked_for(tmp_path, capsys):
+    source = bench_files.write(tmp_path, bench_files.everything())
+    html, table, pictures = tmp_path / "out" / "a.html", tmp_path / "a.csv", tmp_path / "png"
+    wanted = ["--html", str(html), "--csv", str(table), "--png", str(pictures)]
+    assert cli.main(["report", str(source), *wanted]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix("wrote ") for line in out[:2]] == [str(html), str(table)]
+    assert html.read_text().startswith("<!DOCTYPE html>")
+    names = {path.stem for path in pictures.iterdir()}
+    assert {"train", "infer", "block", "op", "memory", "profile0", "profile0-moves"} <= names
+    assert {"train-sweep0-speed", "train-sweep2-memory"} <= names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.iterdir())
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    content = bench_files.everything()["cases"]
+    assert len(rows) == sum(len(case["implementations"]) for case in content.values())
+    assert {row["status"] for row in rows} == {"measured", "refused"}
+    fused = next(row for row in rows if row["implementation"] == FUSED)
+    assert float(fused["times_faster_than_eager"]) == 1.5
+    assert fused["noisy"] == "0"
+
+
+def test_the_same_results_give_the_same_bytes(tmp_path):
+    source = str(bench_files.write(tmp_path, {"cases": bench_files.named(bench_files.case())}))
+    for name in ("a", "b"):
+        out = tmp_path / name
+        assert cli.main(["report", source, "--html", f"{out}.html", "--png", str(out)]) == 0
+    for name in (".html", "/train.png"):
+        assert Path(f"{tmp_path}/a{name}").read_bytes() == Path(f"{tmp_path}/b{name}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{source}"], "nothing to write: give --html, --png, --csv or --readme"),
+        (["{folder}/none.json", "--html", "{folder}/a"], "cannot read results from .*none.json"),
+        (["{folder}/empty", "--html", "{folder}/a"], "folders with .json files, .*empty has none"),
+        (["{source}", "--readme", "{folder}/none.md"], "cannot read the README"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, arguments, message):
+    source = bench_files.write(tmp_path, {"cases": {}})
+    (tmp_path / "empty").mkdir()
+    words = [word.format(source=source, folder=tmp_path) for word in arguments]
+    assert cli.main(["report", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+
+
+def test_a_place_that_cannot_be_written(tmp_path, capsys):
+    source = bench_files.write(tmp_path, {"cases": {}})
+    (tmp_path / "file").touch()
+    assert cli.main(["report", str(source), "--html", str(tmp_path / "file" / "a.html")]) == 1
+    assert "fastres report: cannot write" in capsys.readouterr().err
+
+
+def test_numbers_have_three_digits():
+    assert [units.digits(x) for x in (0, 0.123, 9.996, 99.96, 1234.5)] == [
+        "0.00", "0.12", "10.0", "100", "1,234",
+    ]  # fmt: skip
+    assert units.duration(0.0009996) == "1.00 ms"
+    assert units.duration(2e-7) == "0.20 µs"
+    assert units.memory(2**30) == "1.00 GiB"
+    assert units.scaled(4.8e12, "B/s") == "4.80 TB/s"
+
+
+def test_ticks_and_labels():
+    assert nice_ticks(8200, 5) == [0, 2000, 4000, 6000, 8000, 10000]
+    assert nice_ticks(0.3, 3) == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert shortened("short", 100) == "short"
+    cut = shortened("a label that is much too long", 100)
+    assert cut.endswith("…")
+    assert text_width(cut) <= 100
+
+
+@pytest.mark.parametrize("wanted", [[10, 11, 12], [100, 100, 100, 0], [5], [50, 20, 90, 91]])
+def test_labels_are_spread(wanted):
+    placed = svg_curves.spread(wanted, 16, 0, 100)
+    order = sorted(range(len(wanted)), key=lambda i: (placed[i], wanted[i]))
+    gaps = [placed[b] - placed[a] for a, b in pairwise(order)]
+    assert all(gap >= 16 - 1e-9 for gap in gaps)
+    assert min(placed) >= 0
+    assert max(placed) <= 100
+    assert [wanted[i] for i in order] == sorted(wanted)
+
+
+def test_the_made_up_files_are_of_the_form_that_is_written():
+    """What the tests above read is what `Summary` writes."""
+    written = Summary.of([1.0, 2.0, 3.0]).as_dict()
+    made = bench_files.run(1.0, 1, None)["seconds"]
+    assert set(made) - {"rounds"} <= set(written)
