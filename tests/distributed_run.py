@@ -1,9 +1,11 @@
 """Distributed training runs to which something happens; prints how each rank ended as JSON.
 
     distributed_run.py FOLDER [SCENARIO...]
+    torchrun --nproc-per-node 2 --max-restarts 1 distributed_run.py --restarted OUT
 
 Every scenario is a run of `fastres train` in two forked processes, each of them in a folder of its
-own, as on two machines that share no file system.
+own, as on two machines that share no file system. The second form is one rank of a run whose rank
+1 dies at step 9 (of 12), once.
 """
 
 from __future__ import annotations
@@ -49,12 +51,12 @@ def nothing() -> None:
     pass
 
 
-def at_step(event: Callable[[], None]) -> None:
-    """The event, on rank 1, before its STEP-th step."""
+def at_step(event: Callable[[], None], number: int = STEP) -> None:
+    """The event, on rank 1, before its step of this number."""
     step = engine.Trainer._step
 
     def eventful(self, images, labels):
-        if self.world.rank == 1 and self.progress.iteration == STEP - 1:
+        if self.world.rank == 1 and self.progress.iteration == number - 1:
             event()
         return step(self, images, labels)
 
@@ -97,7 +99,15 @@ SCENARIOS: dict[str, Callable[[Path], list[Ended]]] = {
 }
 
 
+def restarted(out: str) -> int:
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        at_step(die, 9)
+    return cli.main([*COMMAND, "--resume", "auto", "--out", out])
+
+
 def main() -> None:
+    if sys.argv[1] == "--restarted":
+        sys.exit(restarted(sys.argv[2]))
     folder, *names = sys.argv[1:]
     results = {}
     for name in names or SCENARIOS:

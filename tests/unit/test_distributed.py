@@ -138,6 +138,20 @@ def test_a_signal_to_one_rank_stops_both_and_the_resumed_run_is_the_whole_one(sc
 
 
 @pytest.mark.slow
+def test_torchrun_restarts_a_run_that_lost_a_rank(scenarios, tmp_path):
+    """All processes start again from the last checkpoint, and the end is the whole run's."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "--max-restarts", "1", str(TESTS / "distributed_run.py"), "--restarted", str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert LOST in done.stderr
+    assert "at epoch 2, step 0" in done.stdout
+    assert_same_run(tmp_path, scenarios[0] / "whole" / "rank0" / "run")
+
+
+@pytest.mark.slow
 def test_one_process_goes_on_where_two_stopped(scenarios, tmp_path, capsys):
     state = checkpoint.load(scenarios[0] / "whole" / "rank0" / "run" / "last.pt")
     checkpoint.save(tmp_path / "last.pt", state)
