@@ -15,14 +15,17 @@ from fastres.version import __version__
 
 COMMANDS = {
     "train": ("fastres.training.train", "train a network"),
+    "recipes": ("fastres.training.recipes.command", "the training recipes, with their sources"),
     "demo": ("fastres.training.demo", "train a fused ResNet-20 on handwritten digits, and time it"),
     "experiment": ("fastres.experiments.command", "repeat an experiment of the paper"),
     "run": ("fastres.training.run", "run a training script with its ResNets fused"),
     "bench": ("fastres.bench.command", "time it beside PyTorch and others, and compare results"),
     "tune": ("fastres.tuning.command", "measure the kernels' configs on this GPU"),
     "traffic": ("fastres.bench.traffic_model_command", "bytes and flops of a training step"),
+    "eval": ("fastres.evaluation.command", "test trained networks by the paper's protocols"),
     "models": ("fastres.evaluation.models_command", "the networks and the paper's figures"),
     "report": ("fastres.bench.report.command", "results files as a page, pictures and tables"),
+    "profile": ("fastres.bench.profile_command", "the time of a step, operator by operator"),
     "info": ("fastres.info", "say what is installed and which backends work"),
 }
 

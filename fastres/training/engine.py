@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,44 +14,24 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastres.training import checkpoint, rng
+from fastres.training.averaging import Average
 from fastres.training.config import TrainConfig
 from fastres.training.data.feed import Feed
-from fastres.training.data.normalize import Normalize
+from fastres.training.data.normalize import check_same_normalize
 from fastres.training.data.sampler import EvaluationSampler, TrainSampler
 from fastres.training.data.source import Source, Split
 from fastres.training.distributed import World
 from fastres.training.errors import CheckpointError, Stopped, TrainingError, UsageError
 from fastres.training.evaluate import Metrics, evaluate
-from fastres.training.graph import CudaGraphs, GraphedStep, Graphs
+from fastres.training.graph import GraphedStep, Graphs, cuda_graphs
 from fastres.training.logs import RunLog
-from fastres.training.optimizer import load_state, make_sgd, set_lr, state_of
+from fastres.training.optimizer import decay_groups, load_state, make_sgd, set_lr, state_of
+from fastres.training.progress import Progress, Result, epoch_row
 from fastres.training.reporter import Silent, epoch_line
-from fastres.training.schedule import make_schedule
+from fastres.training.schedule import WARMUP_WINDOW, make_schedule
 from fastres.training.signals import StopSignals
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass
-class Progress:
-    """How far a run is. `step` counts inside the epoch; at its last step it is yet to evaluate."""
-
-    epoch: int = 0
-    step: int = 0
-    iteration: int = 0
-    loss_sum: float = 0.0
-    correct: float = 0.0
-    images: int = 0
-    seconds: float = 0.0
-    best_top1: float = -1.0
-
-
-@dataclass
-class Result:
-    """What a run hands back: a row per epoch of this process's life, and the last metrics."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    test: Metrics | None = None
 
 
 class Trainer:
@@ -74,15 +53,19 @@ class Trainer:
         if config.amp == "fp16" and device.type == "cpu":
             raise UsageError("amp 'fp16' needs a GPU; on a CPU use 'bf16'")
         if config.cuda_graph:
-            graphs = graphs or _cuda_graphs(device, world)
+            graphs = graphs or cuda_graphs(device, world.size)
         self.config, self.source, self.world = config, source, world
         self.device, self.reporter = device, reporter
         self.out = Path(config.out)
         self._layout = torch.channels_last if config.channels_last else torch.preserve_format
         self.module = model.to(device, memory_format=self._layout).train()
+        self.average: Average | None = None
+        if config.ema_decay:
+            self.average = Average(self.module, config.ema_decay, config.ema_every)
         self.network = self._distribute(self.module)
+        groups = decay_groups(self.module, config.norm_decay)
         self.optimizer = make_sgd(
-            self.module.parameters(), device, config.lr, config.momentum, config.weight_decay
+            groups, device, config.scaled_lr, config.momentum, config.weight_decay
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
         self.sampler = TrainSampler(
@@ -98,12 +81,13 @@ class Trainer:
         self.progress = Progress()
         self.result = Result()
         self._totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss, correct
-        self._lr = config.lr
+        self._lr = config.scaled_lr
         self._graphed: GraphedStep | None = None
         if config.cuda_graph:
             self._graphed = GraphedStep(self._optimise, self._place, config.batch_size, graphs)
         normalize = source.normalize
         self._normalize = None if normalize is None else normalize.as_dict()
+        self._skipped_before = 0
         self._log_positions: dict[str, int] = {}
         self._log: RunLog | None = None
         self._stop = StopSignals()
@@ -140,10 +124,11 @@ class Trainer:
         checkpoint.check_same_network(path, state["model"], self.module.state_dict())
         if forbidden:
             raise CheckpointError(f"{path} is of another run: {'; '.join(forbidden)}")
-        self._check_normalize(path, state.get("normalize"))
+        check_same_normalize(path, state.get("normalize"), self.source.normalize)
         self.module.load_state_dict(state["model"])
         load_state(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self._resume_average(path, state.get("average"))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
@@ -162,17 +147,19 @@ class Trainer:
             f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}"
         )
 
-    def _check_normalize(self, path: Path, saved: dict[str, Any] | None) -> None:
-        own = self.source.normalize
-        if saved and own is not None and not Normalize.from_dict(saved).same_as(own):
-            raise CheckpointError(
-                f"{path} is of another run: the mean or deviation that it subtracts from images "
-                "is not this dataset's"
-            )
+    def _resume_average(self, path: Path, saved: dict[str, Any] | None) -> None:
+        if self.average is None:
+            return
+        if saved is not None:
+            self.average.load_state_dict(saved)
+            return
+        self.average.load_state_dict({"model": self.module.state_dict(), "updates": 1})
+        self.reporter.note(f"resume: {path} holds no averaged network, the average starts here")
 
     def _save(self, *names: str) -> None:
         generators = self.world.gather(rng.capture())
         progress = self.progress
+        progress.skipped = self._skipped_before + self._count_skipped()
         totals = self.world.sum_(self._totals.clone()).tolist()
         progress.loss_sum, progress.correct = totals
         if self._log is None:
@@ -191,6 +178,8 @@ class Trainer:
             "normalize": self._normalize,
             "classes": list(self.source.classes),
         }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         for name in names:
             checkpoint.save(self.out / name, state)
 
@@ -206,7 +195,7 @@ class Trainer:
                     self._train_epoch()
                     self._finish_epoch()
                 if self.source.test is not None:
-                    self.result.test = self._evaluate_test(self.source.test)
+                    self._test(self.source.test)
             return self.result
         except torch.OutOfMemoryError as error:
             raise TrainingError(self._out_of_memory()) from error
@@ -223,11 +212,15 @@ class Trainer:
         steps = min(self.steps_per_epoch, progress.step + left)
         self.reporter.start_epoch(progress.epoch + 1, self.epochs, progress.step, steps)
         self.sampler.seek(progress.epoch, progress.step)
-        started, before = time.perf_counter(), progress.seconds
+        self._train_loader.start_count()
+        self._skipped_before = progress.skipped
+        started, before, waited = time.perf_counter(), progress.seconds, progress.waited
         if progress.step < steps:
             for images, labels in self._train_loader:
                 loss = self._step(images, labels)
+                self._end_warm_up(steps)
                 progress.seconds = before + time.perf_counter() - started
+                progress.waited = waited + self._train_loader.waited
                 if progress.iteration % config.log_every == 0:
                     self._log_step(loss)
                 else:
@@ -256,14 +249,39 @@ class Trainer:
         progress.step += 1
         progress.iteration += 1
         progress.images += count
+        if self.average is not None:
+            warming = self.schedule.warmup.lasts(progress.iteration)
+            self.average.update(self.module, progress.iteration, warming)
         return loss_sum / count
+
+    def _end_warm_up(self, steps: int) -> None:
+        """Shows the training error to a warm-up that waits for it: of the last WARMUP_WINDOW steps
+        or, at an epoch's end, of the epoch."""
+        progress = self.progress
+        whole = progress.step % WARMUP_WINDOW == 0
+        if not self.schedule.warmup.waits_for_error() or not (whole or progress.step == steps):
+            return
+        correct, images = float(self.world.sum_(self._totals.clone())[1]), progress.images
+        if whole:
+            seen = correct - progress.window_correct, images - progress.window_images
+            progress.window_correct, progress.window_images = correct, images
+        else:
+            seen = correct, images
+        self.schedule.warmup.observe(100 - 100 * seen[0] / seen[1])
+
+    def _count_skipped(self) -> int:
+        """Images of the epoch that no process could read, since this one started or went on."""
+        if not self.config.skip_broken:
+            return 0
+        return sum(self.world.gather(len(self._train_loader.skipped)))
 
     def _optimise(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What a step does on the device, and what a graph captures; returns the loss's sum."""
         with self._autocast():
             logits = self.network(images)
         logits = logits.float()
-        loss_sum = F.cross_entropy(logits, labels, reduction="sum")
+        smoothing = self.config.label_smoothing
+        loss_sum = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         # DDP averages the gradients over the processes; the mean wanted is the one over images
         count = self.sampler.images_in(self.progress.step)
@@ -280,47 +298,46 @@ class Trainer:
         loss_sum, correct = self.world.sum_(self._totals.clone()).tolist()
         if not math.isfinite(loss_sum):
             self._raise_not_finite(loss_sum)
-        self.world.share_buffers(self.module)
-        metrics = self._evaluate(self._held_out_loader)
-        row = {
-            "epoch": progress.epoch + 1,
-            "iteration": progress.iteration,
-            "lr": self.schedule.lr(progress.iteration - 1),
-            "train_loss": loss_sum / progress.images,
-            "train_top1": 100 * correct / progress.images,
-            "loss": metrics.loss,
-            "top1": metrics.top1,
-            "top5": metrics.top5,
-            "seconds": round(progress.seconds, 3),
-            "images_per_second": round(progress.images / max(progress.seconds, 1e-9), 1),
-        }
+        progress.skipped = self._skipped_before + self._count_skipped()
+        metrics, averaged = self._evaluate(self._held_out_loader)
+        lr = self.schedule.lr(progress.iteration - 1)
+        row = epoch_row(progress, loss_sum, correct, lr, metrics, averaged)
         self.result.rows.append(row)
         self.schedule.observe(100 - metrics.top1)
         if self._log is not None:
             self._log.epoch(row, self.source.held_out_name)
         self.reporter.note(epoch_line(row, self.epochs, self.source.held_out_name))
-        best = metrics.top1 > progress.best_top1
+        top1 = metrics.top1 if averaged is None else averaged.top1
+        best = top1 > progress.best_top1
         self.progress = Progress(
             epoch=progress.epoch + 1,
             iteration=progress.iteration,
-            best_top1=max(metrics.top1, progress.best_top1),
+            best_top1=max(top1, progress.best_top1),
         )
         self._totals.zero_()
         # best first: a kill between the two repeats the epoch and writes the same best again
         self._save(*(["best.pt"] if best else []), "last.pt")
         self._check_stop()
 
-    def _evaluate_test(self, split: Split) -> Metrics:
+    def _test(self, split: Split) -> None:
         loader = self._evaluation_loader(split)
         try:
-            return self._evaluate(loader)
+            self.result.test, self.result.averaged_test = self._evaluate(loader)
         finally:
             loader.close()
 
-    def _evaluate(self, loader: Feed) -> Metrics:
+    def _evaluate(self, loader: Feed) -> tuple[Metrics, Metrics | None]:
+        """Metrics of the network, and of the averaged one if there is one."""
         # shares differ in length, so several processes cannot agree on stopping in the middle
         check = self._check_stop if self.world.size == 1 else _no_check
-        return evaluate(self.module, loader, self._place, self._autocast, self.world, check)
+        metrics: list[Metrics | None] = [None, None]
+        for place, module in enumerate((self.module, self.average and self.average.module)):
+            if module is not None:
+                self.world.share_buffers(module)
+                metrics[place] = evaluate(
+                    module, loader, self._place, self._autocast, self.world, check
+                )
+        return metrics[0], metrics[1]
 
     def _place(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.device, non_blocking=True, memory_format=self._layout)
@@ -374,18 +391,6 @@ class Trainer:
                     "loss": mean,
                 }
             )
-
-
-def _cuda_graphs(device: torch.device, world: World) -> Graphs:
-    """Raises UsageError where a step cannot be captured."""
-    if device.type != "cuda":
-        raise UsageError(f"cuda_graph needs a GPU, device is {device}: leave out --cuda-graph")
-    if world.size > 1:
-        raise UsageError(
-            f"cuda_graph captures the step of one process, got {world.size} processes: "
-            "leave out --cuda-graph"
-        )
-    return CudaGraphs(device)
 
 
 def _no_check() -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastres.training.errors import TrainingError
+from fastres.training.errors import TrainingError, UsageError
 
 # steps before the capture: libraries choose algorithms, kernels compile, the scaler allocates
 WARM_UP = 3
@@ -49,6 +49,18 @@ class CudaGraphs:
         with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode=mode):
             work()
         return graph.replay
+
+
+def cuda_graphs(device: torch.device, processes: int) -> CudaGraphs:
+    """Raises UsageError where a step cannot be captured."""
+    if device.type != "cuda":
+        raise UsageError(f"cuda_graph needs a GPU, device is {device}: leave out --cuda-graph")
+    if processes > 1:
+        raise UsageError(
+            f"cuda_graph captures the step of one process, got {processes} processes: "
+            "leave out --cuda-graph"
+        )
+    return CudaGraphs(device)
 
 
 class GraphedStep:

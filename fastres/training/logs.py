@@ -13,7 +13,7 @@ from fastres.training.errors import TrainingError, UsageError
 
 EPOCH_COLUMNS = (
     "epoch", "iteration", "lr", "train_loss", "train_top1", "loss", "top1", "top5",
-    "seconds", "images_per_second",
+    "seconds", "images_per_second", "input_share", "skipped", "ema_loss", "ema_top1", "ema_top5",
 )  # fmt: skip
 STEP_COLUMNS = ("iteration", "epoch", "lr", "loss")
 
@@ -97,6 +97,10 @@ class RunLog:
         self._csv["epochs.csv"].append(row)
         values = {"train/loss": row["train_loss"], "train/top1": row["train_top1"]}
         values |= {f"{held_out_name}/{column}": row[column] for column in ("loss", "top1", "top5")}
+        if row["ema_top1"] is not None:
+            values |= {
+                f"{held_out_name}/ema_{part}": row[f"ema_{part}"] for part in ("loss", "top1")
+            }
         self._scalars(values, row["iteration"])
 
     def positions(self) -> dict[str, int]:

@@ -13,13 +13,13 @@ _OWN = ("lr", "fused", "foreach", "differentiable")
 
 
 def make_sgd(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
     device: torch.device,
     lr: float,
     momentum: float,
     weight_decay: float,
 ) -> torch.optim.SGD:
-    """SGD with momentum: on a GPU one kernel whose learning rate is a tensor.
+    """SGD with momentum, on parameters or on groups: on a GPU one kernel whose rate is a tensor.
 
     There the rate can change under a captured graph, and a step that fp16's scaler leaves out needs
     no answer from the device. The momenta exist before the first step: a fused first step that is
@@ -32,9 +32,24 @@ def make_sgd(
     rate = torch.tensor(lr, dtype=torch.float32, device=device)
     optimizer = torch.optim.SGD(parameters, lr=rate, fused=True, **common)
     if momentum:
-        for parameter in parameters:
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def decay_groups(module: nn.Module, norm_decay: bool) -> list[Any]:
+    """All parameters, or with `norm_decay` off two groups: biases and batch norm's undecayed.
+
+    Those are the parameters of one dimension (He et al. 2019, arXiv 1812.01187, section 3.1).
+    """
+    parameters = list(module.parameters())
+    if norm_decay:
+        return parameters
+    return [
+        {"params": [p for p in parameters if p.dim() > 1]},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastres.training.config import AMP_MODES, DATASETS, SCHEDULES, TrainConfig
+from fastres.training import recipes
+from fastres.training.config import (
+    AMP_MODES,
+    COLORS,
+    CROPS,
+    DATASETS,
+    MEANS,
+    SCHEDULES,
+    WARMUPS,
+    TrainConfig,
+)  # fmt: skip
 from fastres.training.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,11 +30,12 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every option of TrainConfig; what is not given takes the dataset's default."""
+    """Every option of TrainConfig; what is not given is the recipe's or the dataset's default."""
     flag = argparse.BooleanOptionalAction
     add = parser.add_argument
-    add("--data", required=True, choices=DATASETS)
-    add("--data-dir", help="folder of cifar10's or imagefolder's files")
+    add("--recipe", choices=recipes.NAMES, help="`fastres recipes NAME` prints one")
+    add("--data", choices=DATASETS, help="needed without --recipe")
+    add("--data-dir", help="folder of cifar10's, imagefolder's or webdataset's files")
     add("--model", help="a network's name, such as resnet20 or resnet50")
     add("--shortcut", help="A, B or C (paper, section 3.3)")
     add("--variant", help="v1 or v1.5 for bottleneck networks")
@@ -33,10 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int)
     length.add_argument("--iterations", type=int)
-    add("--batch-size", type=int, help="images of a step, over all processes together")
+    batch = parser.add_mutually_exclusive_group()
+    batch.add_argument(
+        "--batch-size", type=int, help="images of a step, over all processes together"
+    )
+    batch.add_argument("--batch-per-process", type=int, help="the same, of one process")
     add("--lr", type=float)
+    add("--lr-batch", type=int, help="--lr is for a batch of this size and grows with the batch")
     add("--momentum", type=float)
     add("--weight-decay", type=float)
+    add("--norm-decay", action=flag, help="decay biases and batch norm's parameters as well")
+    add("--label-smoothing", type=float)
+    add("--ema-decay", type=float, help="evaluate a running average of the network as well")
+    add("--ema-every", type=int, help="iterations between its updates")
     add("--schedule", choices=SCHEDULES)
     add(
         "--milestones",
@@ -46,8 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--gamma", type=float)
     add("--patience", type=int, help="epochs the plateau schedule waits")
-    add("--warmup-iterations", type=int, help="iterations at --warmup-lr before the schedule")
-    add("--warmup-lr", type=float, help="a tenth of --lr unless given")
+    add("--warmup", choices=WARMUPS, help="at --warmup-lr, or from it in a line to the full rate")
+    add("--warmup-iterations", type=int, help="how long; 0 for no warm-up")
+    add("--warmup-epochs", type=int, help="how long, in epochs")
+    add("--warmup-error", type=float, help="until the training error is below this percentage")
+    add("--warmup-lr", type=float, help="a tenth of the full rate unless given")
     add("--amp", choices=AMP_MODES)
     add("--channels-last", action=flag)
     add("--cuda-graph", action=flag, help="capture the whole step in a CUDA graph (one GPU)")
@@ -57,7 +81,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int)
     add("--workers", type=int, help="processes that load images")
     add("--validation", type=int, help="cifar10: training images held out; 0 trains on all")
-    add("--image-size", type=int, help="imagefolder and synthetic")
+    add("--padding", type=int, help="cifar10: pixels around an image that is then cropped")
+    add("--flip", action=flag, help="mirror half of the training images")
+    add("--mean", choices=MEANS, help="what is subtracted; see `fastres data mean`")
+    add("--statistics", help="file of `fastres data mean` (DATA_DIR/statistics.pt)")
+    add("--color", choices=COLORS, help="PCA colour augmentation: AlexNet's values or the data's")
+    add("--color-std", type=float)
+    add("--crop", choices=CROPS, help="scale by the shorter side, or crop 8%% to 100%% of the area")
+    add("--shorter-side", type=_integers, metavar="LOW,HIGH", help="drawn from this range")
+    add("--skip-broken", action=flag, help="go on without images that cannot be read; counted")
+    add("--image-size", type=int, help="imagefolder, webdataset and synthetic")
     add("--num-images", type=int, help="synthetic and procedural")
     add("--data-seed", type=int, help="procedural: the seed that the images are drawn from")
     add("--save-every", type=int, help="iterations between checkpoints inside an epoch")
@@ -82,6 +115,9 @@ def main(args: argparse.Namespace) -> int:
     from fastres.training.reporter import make_reporter
 
     world, device = join_world(config.device, config.timeout)
+    if args.batch_per_process is not None:
+        config = replace(config, batch_size=args.batch_per_process * world.size)
+        config.check()
     try:
         with world.naming_lost_peers():
             _train(config, args.resume, world, device, make_reporter(world.is_main))
@@ -106,12 +142,12 @@ def _train(
         if done >= trainer.total:
             reporter.note(f"nothing left to train: iteration {done} of {trainer.total} is reached")
         result = trainer.run()
-    if result.test is not None:
-        test = result.test
-        reporter.note(
-            f"test: loss {test.loss:.4f}  top-1 {test.top1:.2f}%  top-5 {test.top5:.2f}%  "
-            f"({test.images} images)"
-        )
+    for name, test in (("test", result.test), ("averaged network", result.averaged_test)):
+        if test is not None:
+            reporter.note(
+                f"{name}: loss {test.loss:.4f}  top-1 {test.top1:.2f}%  top-5 {test.top5:.2f}%  "
+                f"({test.images} images)"
+            )
     reporter.note(f"state in {last}, logs in {config.out}")
 
 

@@ -95,7 +95,8 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["train"], ["train", "--data", "synthetic", "--milestones", "a"]]
+    "arguments",
+    [[], ["fly"], ["train", "--data", "x"], ["train", "--data", "synthetic", "--milestones", "a"]],
 )
 def test_usage_errors_exit_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as info:

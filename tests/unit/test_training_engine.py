@@ -69,7 +69,8 @@ def test_plateau_and_tensorboard(tmp_path):
 def test_evaluation_counts_every_image_once(tmp_path):
     config = tiny_config(tmp_path)
     trainer = tiny_trainer(config)
-    metrics = trainer._evaluate(trainer._held_out_loader)
+    metrics, averaged = trainer._evaluate(trainer._held_out_loader)
+    assert averaged is None
     split = open_source(config).held_out
     images, labels = split.__getitems__([(0, i) for i in range(len(split))])
     model = Tiny().eval()

@@ -23,7 +23,18 @@ def test_milestones_count_epochs_in_a_run_of_epochs():
 
 def test_warm_up_of_depth_110():
     schedule = make_schedule(TrainConfig.build("cifar10", model="resnet110"), 352)
-    assert [schedule.lr(i) for i in (0, 399, 400)] == pytest.approx([0.01, 0.01, 0.1])
+    assert [schedule.lr(i) for i in (0, 399, 4000)] == pytest.approx([0.01] * 3)
+    schedule.warmup.observe(80.0)  # below 80, not at it
+    assert schedule.lr(400) == pytest.approx(0.01)
+    schedule.warmup.observe(79.9)
+    assert [schedule.lr(i) for i in (0, 401, 32_000)] == pytest.approx([0.1, 0.1, 0.01])
+    again = make_schedule(TrainConfig.build("cifar10", model="resnet110"), 352)
+    again.load_state_dict(schedule.state_dict())
+    assert again == schedule
+    fixed = make_schedule(
+        TrainConfig.build("cifar10", model="resnet110", warmup_iterations=400), 352
+    )
+    assert [fixed.lr(i) for i in (0, 399, 400)] == pytest.approx([0.01, 0.01, 0.1])
 
 
 def test_plateau_divides_after_patience_and_resumes():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastres.training.errors import UsageError
+from fastres.training.errors import CheckpointError, UsageError
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,17 @@ class Normalize:
         return all(
             a is b is None or (a is not None and b is not None and torch.equal(a, b))
             for a, b in pairs
+        )
+
+
+def check_same_normalize(
+    path: Path, saved: Mapping[str, Any] | None, own: Normalize | None
+) -> None:
+    """Raises CheckpointError if a checkpoint's images were normalised in another way."""
+    if saved and own is not None and not Normalize.from_dict(saved).same_as(own):
+        raise CheckpointError(
+            f"{path} is of another run: the mean or deviation that it subtracts from images "
+            "is not this dataset's"
         )
 
 
