@@ -11,6 +11,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #define FASTRES_HAS_MMAP
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 #endif
@@ -100,6 +101,11 @@ class Pool {
     peak_ = used_;
   }
 
+  // Around a fork: with another thread inside, the child would wait forever for a lock whose holder
+  // it does not have.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
   PoolStatistics statistics() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return {static_cast<int64_t>(used_), static_cast<int64_t>(held_), static_cast<int64_t>(peak_)};
@@ -138,7 +144,13 @@ class Pool {
 
 // Never destroyed: tensors may outlive the static objects of this library.
 Pool& pool() {
-  static Pool* const instance = new Pool;
+  static Pool* const instance = [] {
+    static Pool* const made = new Pool;
+#if defined(FASTRES_HAS_MMAP)
+    pthread_atfork([] { made->lock(); }, [] { made->unlock(); }, [] { made->unlock(); });
+#endif
+    return made;
+  }();
   return *instance;
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 
 import pytest
@@ -196,6 +197,36 @@ def test_a_forked_child_has_a_pool_of_its_own(pool):
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert torch.equal(ours, x)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_another_thread_is_inside_does_not_hang(pool):
+    """The regression: it was left a lock whose holder it does not have. One fork in five hung."""
+    x = torch.randn(1, 2, 128, 128).contiguous(memory_format=torch.channels_last)
+    kept = [pool.pad_shortcut(x, 2, 1) for _ in range(400)]
+    del kept[::2]  # many free places make a release long
+    stop = threading.Event()
+
+    def release() -> None:
+        while not stop.is_set():
+            pool.pool_release()
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    try:
+        codes = []
+        while len(codes) < 40 and not any(codes):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                pool.pool_statistics()
+                os._exit(0)
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    finally:
+        stop.set()
+        thread.join()
+    assert not any(codes)
 
 
 def test_a_tensor_of_the_pool_can_be_resized_saved_and_shared(pool, tmp_path):
