@@ -72,10 +72,15 @@ def put(path: str | os.PathLike, section: str, entries: dict[str, Any]) -> None:
         ValueError: the file is not JSON, or no results file; names it.
     """
     content = read(path)
-    if not isinstance(content, dict) or not isinstance(content.get(section, {}), dict):
-        raise ValueError(f"{path} is not a results file: it must be an object of sections")
+    check(content, path, section)
     together = {**content.get(section, {}), **entries}
     write(path, {**content, section: dict(sorted(together.items()))})
+
+
+def check(content: Any, path: str | os.PathLike, section: str) -> None:
+    """Raises ValueError unless `content` of the file at `path` may have entries in `section`."""
+    if not isinstance(content, dict) or not isinstance(content.get(section, {}), dict):
+        raise ValueError(f"{path} is not a results file: it must be an object of sections")
 
 
 def _strict(value: Any) -> Any:

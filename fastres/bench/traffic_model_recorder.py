@@ -94,7 +94,7 @@ class Recorder(TorchDispatchMode):
                     self._pending.pop()
             return out
         self._take_launches()
-        if _composite(func):
+        if is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         out = func(*args, **kwargs)
@@ -166,8 +166,9 @@ def block_of(parameter: str, before: list[str]) -> str:
     return HEAD if any("." in block for block in before) else STEM
 
 
-def _composite(func) -> bool:
-    """Whether it is made of others, like `to`: inside a fastres operator these arrive as such."""
+def is_composite(func) -> bool:
+    """Whether it is made of others, like `to`: inside a fastres operator, and in inference mode,
+    these arrive as such."""
     return torch._C._dispatch_has_kernel_for_dispatch_key(
         func.name(), torch._C.DispatchKey.CompositeImplicitAutograd
     )
