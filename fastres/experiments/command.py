@@ -61,7 +61,9 @@ def _responses(args: argparse.Namespace) -> int:
     device = choose_device(args.device, 0)
     rows, curves, sets = [], [], []
     for path in args.checkpoint:
-        config, found = responses.of_checkpoint(path, args.images, args.data_dir, device)
+        model, config = responses.load_network(path)
+        split = responses.test_images(config, args.data_dir)
+        found = responses.responses_to(model, split, args.images, device)
         rows += responses.rows(path, config.model, found)
         panel = "plain" if config.model.startswith("plain") else "residual"
         line = config.model + (f" {config.shortcut}" if config.shortcut else "")

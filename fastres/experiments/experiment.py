@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from fastres.bench import environment
+from fastres.bench import environment, results
 from fastres.experiments import figures, outcome, pool, responses
 from fastres.experiments.outcome import HEADINGS, Outcome
-from fastres.experiments.plan import Network, Plan
+from fastres.experiments.plan import PLAN_FILE, Network, Plan
 from fastres.experiments.progress import make_progress
 from fastres.training.distributed import choose_device
 from fastres.training.errors import TrainingError, UsageError
 
 _LOCK_FILE = ".lock"
-_LOCK_PATIENCE = 10.0  # seconds that the runs of a killed experiment may take to end
+_LOCK_PATIENCE = 60.0  # seconds that the runs of a killed experiment may take to end
 
 
 def run(plan: Plan, jobs: int, response_images: int) -> list[Outcome]:
@@ -42,15 +42,23 @@ def run(plan: Plan, jobs: int, response_images: int) -> list[Outcome]:
         )
         pool.run_all(runs, jobs, plan.threads, progress, lock)
         outcomes = outcome.collect(runs)
-        outcome.write(plan, outcomes)
+        found = findings(plan, outcomes)
+        outcome.write(plan, outcomes, found, _machine(plan))
         figures.draw_errors(plan, outcomes, plan.out / "errors.png")
         if response_images:
             _respond(plan, outcomes, response_images, device)
     _print_table(plan, outcomes)
-    for sentence in findings(plan, outcomes):
-        print(sentence)
+    print("\n".join(found))
     print(f"figures, curves.csv, finals.csv, table.csv and table.md: {plan.out}")
     return outcomes
+
+
+def _machine(plan: Plan) -> str:
+    """Where the experiment was started, in words."""
+    facts = results.read(plan.out / PLAN_FILE).get("environment", {})
+    device = facts.get("device", {}).get("name", "an unknown machine")
+    threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'} a run"
+    return f"{device}, {threads}, torch {facts.get('torch', 'unknown')}"
 
 
 @contextmanager
@@ -82,11 +90,13 @@ def _only_one(out: Path) -> Iterator[int]:
 def _respond(plan: Plan, outcomes: Sequence[Outcome], images: int, device: torch.device) -> None:
     """responses.csv of every run, responses.png of the networks' means over the seeds."""
     rows, curves = [], []
+    split = responses.test_images(outcomes[0].run.config, None)
     for network in plan.networks:
         found = []
         for own in (o.run for o in outcomes if o.run.network == network):
             path = own.folder / "last.pt"
-            _, one = responses.of_checkpoint(path, images, own.config.data_dir, device)
+            model, _ = responses.load_network(path)
+            one = responses.responses_to(model, split, images, device)
             rows += responses.rows(path.relative_to(plan.out), network.label, one)
             found.append(one)
         curves.append((network.panel, network.line, responses.mean_over(found)))

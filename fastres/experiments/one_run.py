@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,18 @@ Tell = Callable[[dict[str, Any]], None]
 def finished(config: TrainConfig) -> bool:
     """Whether the run's result file is there: it is written after everything else."""
     return (Path(config.out) / RESULT_FILE).is_file()
+
+
+def config_of(values: dict[str, Any]) -> TrainConfig:
+    """The options that `TrainConfig.as_dict` wrote down, by this or another version of it."""
+    known = {field.name for field in fields(TrainConfig)}
+    return TrainConfig(
+        **{
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+            if name in known
+        }
+    )
 
 
 def run_to_end(config: TrainConfig, threads: int, tell: Tell) -> None:
@@ -135,8 +148,7 @@ def main() -> int:
     """The program; its exit codes are those of `fastres train`."""
     order = json.loads(sys.stdin.readline())
     threading.Thread(target=_follow, args=(sys.stdin.fileno(),), daemon=True).start()
-    values = order["config"]
-    config = TrainConfig(**{**values, "milestones": tuple(values["milestones"])})
+    config = config_of(order["config"])
 
     def tell(message: dict[str, Any]) -> None:
         print(json.dumps(message), flush=True)

@@ -107,8 +107,8 @@ def summarise(
     return table
 
 
-def write(plan: Plan, outcomes: Sequence[Outcome]) -> None:
-    """curves.csv, finals.csv, table.csv and table.md in the experiment's folder."""
+def write(plan: Plan, outcomes: Sequence[Outcome], findings: Sequence[str], machine: str) -> None:
+    """curves.csv, finals.csv, table.csv and table.md, with findings, in the experiment's folder."""
     out, table = plan.out, summarise(plan.networks, outcomes)
     curves = [row for outcome in outcomes for row in outcome.curve]
     finals = [{"network": o.run.network.label, "seed": o.run.seed, **o.errors} for o in outcomes]
@@ -125,7 +125,9 @@ def write(plan: Plan, outcomes: Sequence[Outcome]) -> None:
             for network, errors in table
         ],
     )
-    write_text(out / "table.md", markdown(plan, table))
+    listed = "".join(f"- {sentence}\n" for sentence in findings)
+    text = f"# {plan.title}\n\n{markdown(plan, table)}\n{listed}\nTrained on {machine}.\n"
+    write_text(out / "table.md", text)
 
 
 def markdown(plan: Plan, table: Sequence[tuple[Network, dict[str, Spread]]]) -> str:

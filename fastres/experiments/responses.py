@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastres import models
+from fastres.experiments.one_run import config_of
 from fastres.layers import Block
 from fastres.training import checkpoint
 from fastres.training.config import TrainConfig
@@ -98,32 +99,43 @@ def _watching(
             handle.remove()
 
 
-def load_network(path: Path, data_dir: str | None) -> tuple[nn.Module, TrainConfig, Split]:
-    """A checkpoint's network, its run's options, and the images its run was tested on.
+def load_network(path: Path) -> tuple[nn.Module, TrainConfig]:
+    """A checkpoint's network and its run's options.
 
-    Raises UsageError, DataError or CheckpointError for what is missing or does not fit.
+    Raises CheckpointError for a file that is none, or whose network cannot be made.
     """
     state = checkpoint.load(path)
-    known = {field.name for field in fields(TrainConfig)}
-    values = {name: value for name, value in state["config"].items() if name in known}
-    values["milestones"] = tuple(values.get("milestones", ()))
-    if data_dir is not None:
-        values["data_dir"] = data_dir
-    config = TrainConfig(**values)
-    source = open_source(config)
+    config = config_of(state["config"])
     given = {"shortcut": config.shortcut, "variant": config.variant}
     try:
         model = models.create(
             config.model,
-            num_classes=source.num_classes,
+            num_classes=len(state["model"]["fc.weight"]),
             fused=False,
             **{name: value for name, value in given.items() if value is not None},
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: model {config.model!r}: {error}") from None
     checkpoint.check_same_network(path, state["model"], model.state_dict())
     model.load_state_dict(state["model"])
-    return model, config, source.test or source.held_out
+    return model, config
+
+
+def test_images(config: TrainConfig, data_dir: str | None) -> Split:
+    """What a run was tested on, from `data_dir` if that is not None.
+
+    Raises UsageError or DataError for what is missing.
+    """
+    source = open_source(config if data_dir is None else replace(config, data_dir=data_dir))
+    return source.test or source.held_out
+
+
+def responses_to(
+    model: nn.Module, split: Split, images: int, device: torch.device
+) -> list[Response]:
+    """A network's responses to the first `images` images of a split, in fp32."""
+    model.to(device, memory_format=torch.channels_last)
+    return layer_responses(model, batches_of(split, images, device))
 
 
 def batches_of(split: Split, images: int, device: torch.device) -> Iterator[Tensor]:
@@ -133,15 +145,6 @@ def batches_of(split: Split, images: int, device: torch.device) -> Iterator[Tens
         keys = [(0, index) for index in range(start, min(start + _BATCH, count))]
         batch: Batch = split.__getitems__(keys)
         yield batch[0].to(device, memory_format=torch.channels_last)
-
-
-def of_checkpoint(
-    path: Path, images: int, data_dir: str | None, device: torch.device
-) -> tuple[TrainConfig, list[Response]]:
-    """A checkpoint's run's options and its network's responses to its test images."""
-    model, config, split = load_network(path, data_dir)
-    model.to(device, memory_format=torch.channels_last)
-    return config, layer_responses(model, batches_of(split, images, device))
 
 
 def rows(path: Path, network: str, found: Sequence[Response]) -> list[dict[str, Any]]:
