@@ -13,7 +13,7 @@ from fastres.experiments.responses import Response
 from fastres.training.errors import TrainingError, UsageError
 
 # told apart by people with any kind of colour vision (Okabe and Ito)
-_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#000000")
+_COLOURS = ("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _THIN, _BOLD = 1.0, 2.4
 
 
@@ -56,6 +56,7 @@ def _errors_of(axes: Any, network: Network, outcomes: Sequence[Outcome], colour:
             [mean(values) for values in points],
             color=colour,
             linewidth=width,
+            marker="o" if len(points) == 1 else None,
             label=network.line if width == _BOLD else None,
             zorder=2 if width == _BOLD else 3,
         )

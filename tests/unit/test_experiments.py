@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import signal
@@ -10,15 +11,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fastres import cli, models
-from fastres.experiments import figures, pool, responses
+from fastres.experiments import figures, options, pool, responses
 from fastres.experiments.outcome import Spread
 from fastres.training import engine
 from fastres.training.config import TrainConfig
-from fastres.training.data import open_source, procedural
+from fastres.training.data import cifar, open_source, procedural
 
 pytest.importorskip("matplotlib")
 
@@ -31,6 +33,15 @@ TABLES = ("curves.csv", "finals.csv", "table.csv", "table.md", "responses.csv")
 
 def experiment(out: Path, *more: str, kind: str = "degradation", jobs: int = 1) -> int:
     return cli.main(["experiment", kind, *TINY, "--jobs", str(jobs), "--out", str(out), *more])
+
+
+def figures_title(path: Path) -> str:
+    """What a figure says above its panels, as its metadata keeps it."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        assert min(image.size) > 600
+        return image.text["Title"]
 
 
 def tables(out: Path) -> dict[str, bytes]:
@@ -230,13 +241,10 @@ def test_options_out_of_range_are_named(tmp_path, capsys, options, message):
     assert not out.exists()
 
 
-def test_figures_say_procedural(whole, monkeypatch):
-    from PIL import Image
-
+def test_figures_say_procedural(whole):
     for name in ("errors.png", "responses.png"):
-        with Image.open(whole / name) as image:
-            assert "Procedural image set (12 images generated from seed 0" in image.text["Title"]
-            assert min(image.size) > 600
+        title = figures_title(whole / name)
+        assert "Procedural image set (12 images generated from seed 0, not CIFAR-10)" in title
 
 
 def test_lines_of_the_figure_are_the_errors(whole, monkeypatch):
@@ -245,6 +253,7 @@ def test_lines_of_the_figure_are_the_errors(whole, monkeypatch):
     assert experiment(whole) == 0
     rows = [r for r in read(whole / "curves.csv") if r["network"] == "plain-20"]
     plain, residual = drawn[0].axes
+    assert "Procedural image set (12 images" in drawn[0].get_suptitle()
     assert (plain.get_title(), residual.get_title()) == ("plain", "residual")
     thin, bold = sorted(plain.lines, key=lambda line: line.get_linewidth())[-2:]
     for line, column in ((thin, "train_error"), (bold, "test_error")):
@@ -259,6 +268,43 @@ def test_shortcuts_are_side_by_side(tmp_path):
     ]  # fmt: skip
     result = json.loads((tmp_path / "x" / "runs" / "resnet-20-c-seed0" / "result.json").read_text())
     assert result["shortcut"] == "C"
+
+
+def test_with_cifars_files_it_is_the_papers(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cifar, "RECORDS", 10)
+    generator = np.random.default_rng(0)
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        records = generator.integers(0, 256, (10, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(10)
+        (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
+    parser = argparse.ArgumentParser()
+    options.add_arguments(parser, "degradation")
+    given = ["--data", "cifar10", "--data-dir", str(tmp_path), "--device", "cpu"]
+    args = parser.parse_args([*given, "--depths", "20,110", "--out", str(tmp_path / "x")])
+    args.kind = "degradation"
+    runs = options.make_plan(args).runs()
+    assert len(runs) == 2 * 2 * 3
+    for run in runs:
+        config = run.config
+        assert (config.iterations, config.milestones) == (64_000, (32_000, 48_000))
+        assert (config.batch_size, config.lr, config.validation) == (128, 0.1, 0)
+        assert config.warmup_iterations == (400 if run.network.depth == 110 else 0)
+    tiny = [*given, "--depths", "20", "--seeds", "1", "--iterations", "2", "--batch-size", "25"]
+    out = tmp_path / "out"
+    arguments = ["experiment", "degradation", *tiny, "--no-fused", "--jobs", "1"]
+    assert cli.main([*arguments, "--response-images", "0", "--out", str(out)]) == 0
+    assert "CIFAR-10; 2 iterations of batch 25; one seed." in capsys.readouterr().out
+    assert "rocedural" not in (out / "table.md").read_text()
+    assert "rocedural" not in str(figures_title(out / "errors.png"))
+    # the files may lie elsewhere when it goes on
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("*.bin"):
+        path.rename(tmp_path / "moved" / path.name)
+    (out / "runs" / "plain-20-seed1" / "result.json").unlink()
+    before = (out / "table.csv").read_bytes()
+    arguments[arguments.index(str(tmp_path))] = str(tmp_path / "moved")
+    assert cli.main([*arguments, "--response-images", "0", "--out", str(out)]) == 0
+    assert (out / "table.csv").read_bytes() == before
 
 
 def test_spread_and_comparison():
