@@ -173,6 +173,21 @@ def test_parameter_groups(library):
     both(*double(library), loop)
 
 
+@works_with("optimiser groups by the class of the module, as torchvision's `set_weight_decay`")
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_parameter_groups_by_class(library):
+    def groups(model: nn.Module) -> tuple[list[str], list[str]]:
+        norms, others = [], []
+        for prefix, module in model.named_modules():
+            kind = norms if isinstance(module, nn.modules.batchnorm._BatchNorm) else others
+            kind += [f"{prefix}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        return norms, others
+
+    plain, fused = double(library)
+    assert groups(fused) == groups(plain)
+    assert len(groups(fused)[0]) == 2 * 20
+
+
 @works_with("frozen layers: `requires_grad_(False)` and their BN in `eval()`")
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_freezing(library):
