@@ -17,6 +17,7 @@ from fastres.training import checkpoint, rng
 from fastres.training.averaging import Average
 from fastres.training.config import TrainConfig
 from fastres.training.data.feed import Feed
+from fastres.training.data.loader import naming_lost_workers
 from fastres.training.data.normalize import check_same_normalize
 from fastres.training.data.sampler import EvaluationSampler, TrainSampler
 from fastres.training.data.source import Source, Split
@@ -190,7 +191,7 @@ class Trainer:
                 self.out, self._log_positions, self.progress.iteration, self.config.tensorboard
             )
         try:
-            with self._stop, self.world.naming_lost_peers():
+            with self._stop, self.world.naming_lost_peers(), naming_lost_workers():
                 while self.progress.iteration < self.total or self.progress.step > 0:
                     self._train_epoch()
                     self._finish_epoch()

@@ -10,7 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from training_runs import COMMAND
+from training_runs import COMMAND, tiny_config, tiny_trainer
+
+from fastres.training.errors import TrainingError
+from fastres.training.reporter import Silent
 
 PROGRAM = Path(__file__).with_name("killed_run.py")
 
@@ -54,3 +57,19 @@ def test_a_signal_to_the_whole_process_group(tmp_path, signum):
     assert f"fastres train: stopped by {signum.name} at epoch" in error
     assert "Traceback" not in error
     assert (tmp_path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_loading_process_that_is_killed_is_named(tmp_path, step):
+    class Killing(Silent):
+        def step(self, done: int, loss: float | None) -> None:
+            if done == step:
+                loader = trainer._train_loader._loader._loader
+                os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
+
+    config = tiny_config(tmp_path, workers=1, num_images=1000, milestones=None)
+    trainer = tiny_trainer(config, reporter=Killing())
+    with pytest.raises(
+        TrainingError, match=r"a process that loads images died: .* fewer --workers"
+    ):
+        trainer.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fastres.training.data.sampler import EvaluationSampler, Key, TrainSampler
 from fastres.training.data.source import Batch, Raw, RawSplit, Split
-from fastres.training.errors import DataError
+from fastres.training.errors import DataError, TrainingError
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,25 @@ def _prepare_worker(worker_id: int) -> None:
     # then closes its workers itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@contextmanager
+def naming_lost_workers() -> Iterator[None]:
+    """Turns the error of a worker process that died, which torch may raise at any place of the main
+    process, into a TrainingError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise _lost_worker() from None
+
+
+def _lost_worker() -> TrainingError:
+    return TrainingError(
+        "a process that loads images died: it was killed or crashed, often for want of memory "
+        "or of room in /dev/shm; try fewer --workers"
+    )
 
 
 class Loader:
@@ -82,7 +102,22 @@ class Loader:
             self._loader._iterator = None
 
     def __iter__(self) -> Iterator[Batch | Raw]:
-        for batch in self._loader:
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, EOFError):  # of the pipe to a worker
+                if self._has_lost_a_worker():
+                    raise _lost_worker() from None
+                raise
+            if batch is None:
+                return
             if isinstance(batch, _Failure):
                 raise DataError(batch.message)
             yield batch
+
+    def _has_lost_a_worker(self) -> bool:
+        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", ())
+        for worker in workers:
+            worker.join(timeout=1)
+        return not all(worker.is_alive() for worker in workers)
