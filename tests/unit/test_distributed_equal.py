@@ -23,6 +23,7 @@ from fastres.training import checkpoint
 from fastres.training.data import open_source
 from fastres.training.data.sampler import TrainSampler
 from fastres.training.distributed import World
+from fastres.training.schedule import make_schedule
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="torch has no gloo"),
@@ -52,7 +53,10 @@ def losses(run: Path) -> list[float]:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return checkpoint.load(run / "last.pt")["model"]
+    """Of the network and, with longer names, of the averaged one."""
+    state = checkpoint.load(run / "last.pt")
+    averaged = {f"average {key}": value for key, value in state["average"]["model"].items()}
+    return {**state["model"], **averaged}
 
 
 def assert_close(one: Path, other: Path) -> None:
@@ -64,6 +68,13 @@ def assert_close(one: Path, other: Path) -> None:
     theirs = weights(other)
     for key, value in weights(one).items():
         torch.testing.assert_close(theirs[key], value, **CLOSE, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", ["one", "2/sync", "4/local"])
+def test_the_rate_is_in_proportion_to_the_batch_and_warms_up(folder, name):
+    """Whatever the number of processes: the batch is that of all of them together."""
+    rates = [float(row["lr"]) for row in rows(folder / name / "steps.csv")]
+    assert rates == pytest.approx([0.005 + 0.045 * i / 7 for i in range(7)] + [0.05] * 7)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -93,8 +104,9 @@ def in_turns(options, size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
     samplers = [TrainSampler(105, options.batch_size, 0, rank, size) for rank in range(size)]
     model = training_ranks.Doubled().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=options.lr, momentum=0.9, weight_decay=options.weight_decay
+        model.parameters(), lr=0, momentum=0.9, weight_decay=options.weight_decay
     )
+    schedule = make_schedule(options, 7)
     logged = []
     for epoch in range(2):
         for sampler in samplers:
@@ -121,6 +133,7 @@ def in_turns(options, size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
                 buffer.copy_(kept[name])
             for parameter, gradient in zip(model.parameters(), total, strict=True):
                 parameter.grad = gradient
+            optimizer.param_groups[0]["lr"] = schedule.lr(len(logged))
             optimizer.step()
             logged.append(float(loss))
     return logged, model.state_dict()
@@ -130,7 +143,7 @@ def in_turns(options, size: int) -> tuple[list[float], dict[str, torch.Tensor]]:
 def test_without_sync_bn_many_processes_are_one_that_takes_the_shares_in_turns(folder, size):
     run = folder / str(size) / "local"
     logged, want = in_turns(training_ranks.config(run), size)
-    found = weights(run)
+    found = checkpoint.load(run / "last.pt")["model"]
     assert found.keys() == want.keys()
     if size == 2:
         assert losses(run) == logged
