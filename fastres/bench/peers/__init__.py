@@ -14,6 +14,7 @@ from . import (
     compiled,
     convolutions,
     cuda_graph,
+    cudnn_frontend,
     eager,
     jax_flax,
     onnx_runtime,
@@ -24,6 +25,7 @@ from . import (
 from .compiled import COMPILED, FROZEN, MAX_AUTOTUNE, REDUCE_OVERHEAD
 from .convolutions import CONVOLUTIONS
 from .cuda_graph import EAGER_GRAPH, FUSED_GRAPH
+from .cudnn_frontend import CUDNN
 from .eager import EAGER, EAGER_NCHW
 from .jax_flax import FLAX
 from .onnx_runtime import ONNX_RUNTIME
@@ -35,6 +37,7 @@ from .torchvision_models import TORCHVISION
 __all__ = [
     "COMPILED",
     "CONVOLUTIONS",
+    "CUDNN",
     "EAGER",
     "EAGER_GRAPH",
     "EAGER_NCHW",
@@ -65,6 +68,7 @@ _ADAPTERS = (
     timm_models,
     jax_flax,
     onnx_runtime,
+    cudnn_frontend,
 )
 PEERS = {peer.name: peer for adapter in _ADAPTERS for peer in adapter.PEERS}
 
