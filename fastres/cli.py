@@ -16,6 +16,7 @@ from fastres.version import __version__
 COMMANDS = {
     "train": ("fastres.training.train", "train a network"),
     "recipes": ("fastres.training.recipes.command", "the training recipes, with their sources"),
+    "data": ("fastres.training.data_command", "mean images, and whether the input keeps up"),
     "demo": ("fastres.training.demo", "train a fused ResNet-20 on handwritten digits, and time it"),
     "experiment": ("fastres.experiments.command", "repeat an experiment of the paper"),
     "run": ("fastres.training.run", "run a training script with its ResNets fused"),

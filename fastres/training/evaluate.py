@@ -11,6 +11,7 @@ from torch import nn
 
 from fastres.training.data.source import Batch
 from fastres.training.distributed import World
+from fastres.training.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -57,4 +58,6 @@ def evaluate(
         module.train(training)
     loss_sum, top1, top5, count = world.sum_(totals).tolist()
     count = int(count)
+    if not count:
+        raise DataError("no image of the split that is evaluated could be read")
     return Metrics(loss_sum / count, 100 * top1 / count, 100 * top5 / count, count)

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--schedule", choices=SCHEDULES)
     add(
         "--milestones",
-        type=_integers,
+        type=integers,
         metavar="N,N,...",
         help="where the step schedule multiplies lr by gamma, in the unit of the run's length",
     )
@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--color", choices=COLORS, help="PCA colour augmentation: AlexNet's values or the data's")
     add("--color-std", type=float)
     add("--crop", choices=CROPS, help="scale by the shorter side, or crop 8%% to 100%% of the area")
-    add("--shorter-side", type=_integers, metavar="LOW,HIGH", help="drawn from this range")
+    add("--shorter-side", type=integers, metavar="LOW,HIGH", help="drawn from this range")
     add("--skip-broken", action=flag, help="go on without images that cannot be read; counted")
     add("--image-size", type=int, help="imagefolder, webdataset and synthetic")
     add("--num-images", type=int, help="synthetic and procedural")
@@ -99,7 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, help="seconds after which a silent process counts as dead")
 
 
-def _integers(text: str) -> tuple[int, ...]:
+def integers(text: str) -> tuple[int, ...]:
+    """Numbers between commas, for an option."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -108,8 +109,7 @@ def _integers(text: str) -> tuple[int, ...]:
 
 def main(args: argparse.Namespace) -> int:
     """Trains and returns 0; raises TrainingError with the exit code of anything else."""
-    options = {name: value for name, value in vars(args).items() if name in _OPTIONS}
-    config = TrainConfig.build(**options)
+    config = build_config(args)
 
     from fastres.training.distributed import join_world
     from fastres.training.reporter import make_reporter
@@ -124,6 +124,12 @@ def main(args: argparse.Namespace) -> int:
     finally:
         world.close()
     return 0
+
+
+def build_config(args: argparse.Namespace) -> TrainConfig:
+    """The run that the options of `add_arguments` describe. Raises UsageError."""
+    known = TrainConfig.__dataclass_fields__
+    return TrainConfig.build(**{name: value for name, value in vars(args).items() if name in known})
 
 
 def _train(
@@ -149,9 +155,6 @@ def _train(
                 f"({test.images} images)"
             )
     reporter.note(f"state in {last}, logs in {config.out}")
-
-
-_OPTIONS = frozenset(TrainConfig.__dataclass_fields__)
 
 
 def _find_checkpoint(resume: str | None, last: Path) -> Path | None:

@@ -11,23 +11,33 @@ import numpy as np
 import torch
 
 from fastres.training.data.augment import CropAndFlip
-from fastres.training.data.source import ImageTensors, Source, pixel_mean, split_indices
+from fastres.training.data.normalize import mean_of
+from fastres.training.data.source import ImageTensors, Source, split_indices
 from fastres.training.errors import DataError
 
 RECORDS = 10_000  # images in each of the six files
 _PIXELS = 3 * 32 * 32
-_CLASSES = 10
+CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
 _TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
 _FOLDERS = ("", "cifar-10-batches-bin", "cifar-10-batches-py")
 
 Records = tuple[np.ndarray, np.ndarray]  # images uint8 [n, 3, 32, 32], labels int64 [n]
 
 
-def open_cifar10(folder: str, validation: int, seed: int) -> Source:
+def open_cifar10(
+    folder: str,
+    validation: int,
+    seed: int,
+    augment: CropAndFlip = CropAndFlip(padding=4, flip=True),  # noqa: B008 (it is frozen)
+    mean: str = "pixel",
+) -> Source:
     """CIFAR-10 with `validation` of its 50,000 training images held out (45k/5k in the paper).
 
-    With validation=0 all are trained on, and the test set is evaluated after each epoch.
-    Raises DataError naming the file that is missing, truncated or not CIFAR-10.
+    With validation=0 all are trained on, and the test set is evaluated after each epoch. `mean` is
+    "pixel" or "channel", of the images trained on. Raises DataError naming the file that is
+    missing, truncated or not CIFAR-10.
     """
     home, suffix = _find(Path(folder))
     read = read_binary if suffix else read_pickle
@@ -38,16 +48,16 @@ def open_cifar10(folder: str, validation: int, seed: int) -> Source:
     if not 0 <= validation <= len(images) - 2:
         raise DataError(f"validation must be 0 to {len(images) - 2} images, got {validation}")
     kept, out = split_indices(len(images), validation, seed)
-    mean = pixel_mean(images[kept])
-    crop = CropAndFlip(padding=4, flip=True)
+    mean = mean_of(images[kept], mean).mean
     test = ImageTensors(test_images, test_labels, mean)
     held_out = ImageTensors(images[out], labels[out], mean) if validation else test
     return Source(
-        train=ImageTensors(images[kept], labels[kept], mean, crop, seed),
+        train=ImageTensors(images[kept], labels[kept], mean, augment, seed),
         held_out=held_out,
         held_out_name="validation" if validation else "test",
         test=test if validation else None,
-        num_classes=_CLASSES,
+        num_classes=len(CLASSES),
+        classes=CLASSES,
         description=f"CIFAR-10: {len(kept)} training, {len(out)} validation and "
         f"{len(test)} test images",
     )
@@ -112,10 +122,10 @@ def _check(path: Path, pixels: Any, labels: Any) -> Records:
         raise DataError(f"{path}: labels must be integers") from None
     if labels.shape != (RECORDS,):
         raise DataError(f"{path}: expected {RECORDS} labels, got shape {labels.shape}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= _CLASSES))
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
     if len(wrong):
         raise DataError(
-            f"{path}: labels must be 0 to {_CLASSES - 1}, got {labels[wrong[0]]} "
+            f"{path}: labels must be 0 to {len(CLASSES) - 1}, got {labels[wrong[0]]} "
             f"in record {wrong[0]} ({len(wrong)} such records)"
         )
     return np.array(pixels).reshape(RECORDS, 3, 32, 32), labels

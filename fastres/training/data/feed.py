@@ -69,7 +69,8 @@ class Feed:
                 return
             if isinstance(batch, Raw):
                 self.skipped += batch.skipped
-            yield placed
+            if len(placed[1]):  # of a test batch, all may be broken
+                yield placed
 
     def _prefetch(self) -> Iterator[tuple[Batch, Batch | Raw]]:
         """The GPU's batches, each handed out when the one after it is on its way."""
