@@ -3,9 +3,10 @@
     python benchmarks/gpu_suite.py --out DIR --minutes 9
     python benchmarks/gpu_suite.py --out DIR --smoke      # tiny sizes, on a CPU too
 
-Each stage is a process and writes DIR/STAGE.json and DIR/STAGE.log; DIR/suite.json tells how each
-ended and names what the time did not reach, DIR/verdict.json whether the speed wanted of ResNet-50
-was there. DIR/tuned holds the tuned table that was measured.
+Each stage is a process, most of them a `fastres bench`, and writes DIR/STAGE.json and
+DIR/STAGE.log. DIR/suite.json tells how each ended and names what the time did not reach,
+DIR/verdict.json whether the speed wanted of ResNet-50 was there, DIR/results.json holds all cases
+for `fastres report`, and DIR/tuned the tuned table that was measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,10 +32,81 @@ from fastres.bench import (
     suite_verdict,
     table,
 )
+from fastres.bench.suite_stages import FULL, SMOKE, Sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 
 TUNED = "tuned"  # folder of the tables that the stage `tune` writes and `resnet50-tuned` uses
+TESTS, PROFILE = "tests", "profile"
+DECIDING = ("resnet50-bf16", "resnet50-tuned")
+GRAPHS = ("eager-cuda-graph", "fastres-cuda-graph")
+# name: share of the time at most, seconds at least. The first ones decide whether the speed that
+# is wanted is there, and what is in the way; those after them take what time is left.
+ORDER = {
+    "versions": (0.10, 15),
+    "compile": (0.12, 20),
+    TESTS: (0.28, 40),
+    "resnet50-bf16": (0.30, 60),
+    "kernels": (0.20, 40),
+    "tune": (0.25, 45),
+    "resnet50-tuned": (0.20, 40),
+    "resnet50-fp16": (0.28, 40),
+    "infer": (0.20, 40),
+    PROFILE: (0.12, 25),
+    "memory": (0.12, 30),
+    "resnet18-bf16": (0.18, 30),
+    "peers": (0.25, 45),
+    "cifar": (0.25, 40),
+    "largest-batch": (0.25, 60),
+    "operators": (0.30, 45),
+}
+SPARE = tuple(ORDER)[tuple(ORDER).index("resnet50-fp16") :]
+
+
+def bench_arguments(sizes: Sizes, smoke: bool) -> dict[str, Sequence[str]]:
+    """What each stage that is a `fastres bench` asks for."""
+    deep = ("--model", sizes.deep, "--image-size", str(sizes.image))
+    shallow = ("--model", sizes.shallow, "--image-size", str(sizes.image))
+    batch = ("--batch", str(sizes.batch))
+    rounds = ("--rounds", str(sizes.rounds))
+    first, second = sizes.dtypes
+    # code generation takes minutes on a CPU
+    compiled = "torch.compile-aot-eager" if smoke else "torch.compile"
+    steps = ("--optimizer", *batch, *rounds)
+    against = ("--implementations", "fastres", *GRAPHS, compiled)
+    few = ("--implementations", "fastres")
+    cifar = ("resnet20",) if smoke else ("resnet20", "resnet56")
+    layers = ("*/layer4",) if smoke else ("*/layer1*", "*/layer3*")
+    operators = ("bn_act/layer4",) if smoke else layers
+    return {
+        "resnet50-bf16": ("train", *deep, *steps, "--dtype", first, *against),
+        "resnet50-tuned": ("train", *deep, *steps, "--dtype", first, *few, GRAPHS[1]),
+        "resnet50-fp16": ("train", *deep, *steps, "--dtype", second, *against),
+        "infer": (
+            "infer", *deep, *rounds, "--dtype", first, "--batch", *(() if smoke else ("1",)),
+            str(sizes.batch), *(("--implementations", "fastres.optimize") if smoke else ()),
+        ),
+        "memory": (
+            "memory", *deep, "--optimizer", *batch, "--dtype", first, *(few if smoke else ()),
+        ),
+        "resnet18-bf16": ("train", *shallow, *steps, "--dtype", first, *against),
+        "peers": (
+            "train", *deep, *steps, "--dtype", first, "--implementations", "fastres",
+            "torchvision", *(() if smoke else ("timm", "jax-flax", "torch.compile-max-autotune")),
+        ),
+        "cifar": (
+            "train", "--model", *cifar, "--batch", "4" if smoke else "128", "--optimizer", *rounds,
+            "--dtype", *sizes.dtypes[:1], *(() if smoke else ("fp32",)), *against[:-1],
+        ),
+        "largest-batch": (
+            "memory", *deep, "--largest", "--optimizer", "--dtype", first, *few,
+            "--batch", "2" if smoke else "64", "--cap", "2" if smoke else "4096",
+        ),
+        "operators": (
+            "op", "--model", *operators, "--batch", "1" if smoke else "128", "--dtype", first,
+            "--rounds", str(sizes.operator_rounds), *few,
+        ),
+    }  # fmt: skip
 
 
 def tune(recorder: suite_stages.Recorder) -> None:
@@ -62,32 +135,38 @@ def tune(recorder: suite_stages.Recorder) -> None:
     recorder.attempt("tune", run)
 
 
-# name: (what it does, share of the time at most, seconds at least). The first ones decide whether
-# the speed that is wanted is there, and what is in the way; the last ones take what time is left.
-MEASURED = {
-    "versions": (suite_stages.versions, 0.10, 15),
-    "compile": (suite_kernels.compile_kernels, 0.12, 20),
-    "resnet50-bf16": (suite_stages.imagenet("deep", "bf16"), 0.30, 60),
-    "kernels": (suite_kernels.kernels, 0.20, 40),
-    "tune": (tune, 0.25, 45),
-    "resnet50-tuned": (suite_stages.imagenet("deep", "bf16", 0.0), 0.20, 40),
-    "resnet50-fp16": (suite_stages.imagenet("deep", "fp16"), 0.28, 40),
-    "resnet18-bf16": (suite_stages.imagenet("shallow", "bf16"), 0.18, 30),
-    "cifar": (suite_stages.cifar, 0.25, 40),
-    "operators": (suite_stages.operators, 0.30, 45),
+# stages that are no command of fastres
+OWN: dict[str, Callable[[suite_stages.Recorder], None]] = {
+    "versions": suite_stages.versions,
+    "compile": suite_kernels.compile_kernels,
+    "kernels": suite_kernels.kernels,
+    "tune": tune,
 }
-SPARE = ("resnet50-fp16", "resnet18-bf16", "cifar", "operators")
-DECIDING = ("resnet50-bf16", "resnet50-tuned")
-TESTS = "tests"
 
 
 def stages(options: argparse.Namespace) -> list[suite.Stage]:
     """The stages in order: versions, GPU tests, then speed."""
+    sizes = SMOKE if options.smoke else FULL
+    benches = bench_arguments(sizes, options.smoke)
 
-    def measured(name: str, seconds: float) -> list[str]:
+    def own(name: str, seconds: float) -> list[str]:
         arguments = [str(Path(__file__).resolve()), "--out", str(options.out), "--stage", name]
         arguments += ["--seconds", f"{seconds:.1f}", "--device", options.device]
         return suite.python(*arguments, *(["--smoke"] if options.smoke else []))
+
+    def bench(name: str, seconds: float) -> list[str]:
+        # what it takes to start is not of its minutes
+        minutes = max(seconds - (2 if options.smoke else 10), 2) / 60
+        arguments = ["-m", "fastres", "bench", *benches[name], "--device", options.device]
+        arguments += ["--minutes", f"{minutes:.3f}", "--fresh"]
+        arguments += ["--threads", "1"] if options.smoke else []
+        return suite.python(*arguments, "--out", str(options.out / f"{name}.json"))
+
+    def profile(seconds: float) -> list[str]:
+        arguments = ["-m", "fastres", "profile", "--model", sizes.deep, "--batch", str(sizes.batch)]
+        arguments += ["--image-size", str(sizes.image), "--dtype", sizes.dtypes[0]]
+        arguments += ["--device", options.device, "--out", str(options.out / f"{PROFILE}.json")]
+        return suite.python(*arguments)
 
     def tests(seconds: float) -> list[str]:
         arguments = ["-m", "pytest", str(ROOT / "tests" / "gpu"), "-m", "gpu", "-rfEs"]
@@ -97,51 +176,54 @@ def stages(options: argparse.Namespace) -> list[suite.Stage]:
             arguments += ["-n", str(min(8, os.cpu_count() or 1))]  # most of it is compilation
         return suite.python(*arguments)
 
-    def minimum(seconds: float) -> float:
-        return 4.0 if options.smoke else seconds
+    def command(name: str) -> Callable[[float], list[str]]:
+        if name in (TESTS, PROFILE):
+            return {TESTS: tests, PROFILE: profile}[name]
+        return partial(own if name in OWN else bench, name)
 
-    listed = [
-        suite.Stage(name, partial(measured, name), share, minimum(least), name in SPARE)
-        for name, (_, share, least) in MEASURED.items()
-    ]
-    listed.insert(2, suite.Stage(TESTS, tests, 0.28, minimum(40.0)))
-    return listed
+    tuned = {"FASTRES_CONFIGS": str(options.out / TUNED)}
+    return [
+        suite.Stage(
+            name, command(name), share, 4.0 if options.smoke else least, name in SPARE,
+            tuned if name in ("tune", "resnet50-tuned") else {},
+        )
+        for name, (share, least) in ORDER.items()
+        if name != PROFILE or PROFILE in cli.COMMANDS
+    ]  # fmt: skip
 
 
 def run_stage(options: argparse.Namespace) -> int:
-    """Run one stage in this process; 1 if one of its parts raised."""
+    """Run one stage of `OWN` in this process; 1 if one of its parts raised."""
     device = torch.device(options.device)
-    if options.stage in ("tune", "resnet50-tuned"):
-        folder = options.out / TUNED
-        if options.stage == "tune":  # what an older run left is no start
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ["FASTRES_CONFIGS"] = str(folder)
-    sizes = suite_stages.SMOKE if options.smoke else suite_stages.FULL
     if device.type == "cuda":
         # for every implementation alike
         torch.backends.cudnn.benchmark = True
-    recorder = suite_stages.Recorder(
-        options.out / f"{options.stage}.json", options.seconds, device, sizes
-    )
+    sizes = SMOKE if options.smoke else FULL
+    path = options.out / f"{options.stage}.json"
+    recorder = suite_stages.Recorder(path, options.seconds, device, sizes)
     recorder.write()
-    MEASURED[options.stage][0](recorder)
+    OWN[options.stage](recorder)
     return 1 if recorder.content["errors"] else 0
 
 
 def run_all(options: argparse.Namespace) -> int:
     """Run every stage; 1 unless all that was reached went well."""
     sys.stdout.reconfigure(line_buffering=True)
-    device = torch.device(options.device)
+    # what an older run tuned is no start
+    shutil.rmtree(options.out / TUNED, ignore_errors=True)
+    (options.out / TUNED).mkdir(parents=True, exist_ok=True)
     facts = {
         "smoke": options.smoke,
         "minutes": options.minutes,
-        "environment": environment.record(device),
+        "environment": environment.record(torch.device(options.device)),
     }
-    rows = suite.run(stages(options), options.out, options.minutes * 60, facts)
+    listed = stages(options)
+    rows = suite.run(listed, options.out, options.minutes * 60, facts)
+    names = [stage.name for stage in listed]
+    results.write(options.out / "results.json", suite.collect(options.out, names))
     for row in rows:
         log = options.out / f"{row['stage']}.log"
-        if row["stage"] in MEASURED and row["status"] == suite.OK and log.exists():
+        if row["stage"] != TESTS and row["status"] == suite.OK and log.exists():
             sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
     cells = [
         [row["stage"], row["status"], f"{row.get('wall_seconds', 0):.0f} s", _note(row)]
@@ -156,8 +238,10 @@ def run_all(options: argparse.Namespace) -> int:
 
 
 def _note(row: dict) -> str:
+    missing = row.get("cases_not_reached", [])
     lines = (row.get("reason") or "").strip().splitlines()
-    return lines[-1][:160] if lines else ""
+    told = [f"{len(missing)} cases not reached: {'; '.join(missing)}"] if missing else []
+    return "; ".join([*told, *(line[:160] for line in lines[-1:])])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,7 +252,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="for everything (9; with --smoke 8)")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, on any machine")
     parser.add_argument("--device", help="cuda where there is one, else cpu")
-    parser.add_argument("--stage", choices=list(MEASURED), help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=list(OWN), help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=600.0, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.out = options.out.resolve()

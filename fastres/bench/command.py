@@ -60,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="names as --list has them, all, or module:ATTRIBUTE of a Peer of your own; eager "
         "channels_last is always there, to compare with",
     )  # fmt: skip
+    what.add_argument(
+        "--largest", action="store_true",
+        help="with memory: search the largest batch that fits, from --batch up (1; on a GPU 64)",
+    )  # fmt: skip
+    what.add_argument("--cap", type=int, default=512, help="no larger batch is tried (512)")
     what.add_argument("--list", action="store_true", help="list implementations, and end")
     how = parser.add_argument_group("how")
     how.add_argument("--minutes", type=float, help="for everything (as long as it takes)")
@@ -182,7 +187,13 @@ class _Settled:
         threads = args.threads or torch.get_num_threads()
         torch.set_num_threads(threads)
         batches = args.batch
-        if not batches:
+        if args.largest and (args.kind != "memory" or len(batches or ()) > 1):
+            raise UsageError("largest goes with memory, and begins at one batch")
+        if args.cap < 1:
+            raise UsageError(f"cap must be at least 1, got {args.cap}")
+        if args.largest and not batches:
+            batches = ["64" if on_gpu else "1"]
+        elif not batches:
             many = "256" if on_gpu else "16"
             batches = ["1", many] if args.kind == "infer" else [many]
         sizes = plan.numbers("image_size", args.image_size, 7) if args.image_size else None
@@ -206,6 +217,8 @@ class _Settled:
             "optimizer": optimizer, "keep_memory": args.keep_memory, "floor": with_floor,
             "torch": torch.__version__, "commit": environment.commit(),
         }  # fmt: skip
+        if args.largest:
+            self.identity |= {"largest": True, "cap": args.cap}
 
     def list(self) -> int:
         """Print the implementations for the first case."""
@@ -227,7 +240,8 @@ class _Settled:
             if self.args.out is not None and out.suffix == ".json":
                 raise UsageError(f"out must not be {path}, which is compared with")
             path = path.with_name(f"{path.stem}-again.json")
-        return Store(path, self.identity, [spec.name for spec in self.specs])
+        planned = [] if self.args.largest else [spec.name for spec in self.specs]
+        return Store(path, self.identity, planned)
 
     def measure(self, store: Store) -> int:
         """Measure what is missing and print all of it; 1 where one of ours has no speed."""
@@ -238,8 +252,10 @@ class _Settled:
             if known and self.args.compare and not store.missing():
                 # of an earlier comparison: what is compared is measured now
                 store.cases, known = {}, False
+            if self.args.largest:
+                self._search(store)
             missing = store.missing()
-            if known:
+            if known and not self.args.largest:
                 _say(
                     f"{store.path} holds {len(self.specs) - len(missing)} of {len(self.specs)} "
                     f"cases; {'the others are' if missing else 'nothing is'} measured now"
@@ -250,6 +266,17 @@ class _Settled:
             if missing:
                 self._sweep(store)
         return _print_results(store)
+
+    def _search(self, store: Store) -> None:
+        from . import choice, largest_sweep
+        from .progress import Progress
+
+        names = self.options.names or choice.defaults(self.specs[0], None)[0]
+        foreign = [name for name in names if ":" in name]
+        if foreign:
+            raise UsageError(f"largest is not searched for {', '.join(foreign)}")
+        with Progress(len(self.specs)) as progress:
+            largest_sweep.run(self.specs, names, self.args.cap, self.options, store, progress)
 
     def _sweep(self, store: Store) -> None:
         import torch
@@ -301,6 +328,11 @@ def _print_results(store: Store) -> int:
             f"{device['name']}, {device['cpu']['threads']} threads, torch {environment['torch']}"
         )
         print_table(title, rows.HEADER, told)
+    if store.largest:
+        from . import largest_batch, largest_sweep
+
+        told = largest_sweep.table_rows(store.largest)
+        print_table("the largest batch that fits", largest_batch.HEADER, told)
     for line in rows.notes(store.cases):
         print(line)
     for name, reason in store.not_reached.items():

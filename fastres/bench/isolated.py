@@ -21,6 +21,7 @@ Report = Callable[[Any], object]  # sends a picklable message to the caller
 
 _EVENT, _RESULT, _ERROR = "event", "result", "error"
 _LOOK = 1.0  # seconds between two looks at whether the process is alive
+_FAREWELL = 10.0  # seconds that a process has to end once it has returned
 _TAIL = 1500  # characters of what a process said that an error repeats
 
 
@@ -67,7 +68,10 @@ def call(
         theirs.close()
         life.close()
         try:
-            return _listen(process, events, on_event, seconds, log)
+            found = _listen(process, events, on_event, seconds, log)
+            # to put away what it shares with this process; not for ever
+            process.join(_FAREWELL)
+            return found
         finally:
             _stop(process)
             events.close()

@@ -19,6 +19,7 @@ from .workload import Workload
 
 LEAST_ROUNDS = 5  # taken even where the time is up
 _CHECK = 12  # steps of the baseline that a reference in higher precision takes, about
+_ROUNDS_LEAST = 15.0  # seconds that the rounds after a compilation need
 _FAULTS = 4  # calls of each implementation after its last round
 _CPU_STEPS = 3  # of a memory measurement
 
@@ -106,23 +107,24 @@ class _Timing:
         on_gpu = self.comparison.workload.device.type == "cuda"
         # on a CPU the check of a first wave would spare the second one its page faults
         first = [name for name in wanted if name not in slow] if on_gpu else wanted
-        self._prepare(first)
+        self._prepare(first, last=False)
         self._wave(again=bool(on_gpu and slow))
         if on_gpu and slow:
             self.report(("partial", self._measured()))
-            self._prepare(slow)
+            self._prepare(slow, last=True)
             self._wave(again=False)
         if self.order.with_floor:
             self._add_floor()
         return self._measured()
 
-    def _prepare(self, names: list[str]) -> None:
+    def _prepare(self, names: list[str], *, last: bool) -> None:
+        """Make implementations within what is left; with `last` only their rounds come after."""
         for number, name in enumerate(names):
             self.report(("preparing", name))
             limit = None
             if self.left is not None:
-                # half of what is left, so that the others and the rounds have their turn
-                limit = max(self.left / (2 if number + 1 == len(names) else 3), 5.0)
+                share = len(names) - number if last else 3
+                limit = max((self.left - _ROUNDS_LEAST) / share, 5.0)
             self.comparison.prepare(choice.resolve(name), limit=limit)
             if self.comparison.workload.device.type == "cuda":
                 torch.cuda.empty_cache()

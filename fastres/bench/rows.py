@@ -96,7 +96,7 @@ def notes(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"NOISY: {noisy} of {ratios} figures are spread by more than 5% to either side; they "
             f"are ranges, no result. {_load(cases)}Measure again on a quiet machine."
         )
-    elif ratios:
+    elif ratios and not few:
         told.append(f"quiet: the middle half of every ratio is within 5% ({ratios} of {ratios})")
     if few:
         told.append(

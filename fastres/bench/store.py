@@ -36,6 +36,10 @@ class Store:
     def __init__(self, path: Path, identity: Mapping[str, Any], planned: Sequence[str]) -> None:
         self.path = path
         self.cases: dict[str, dict[str, Any]] = {}
+        # searches by name, as `largest_batch` has them
+        self.largest: dict[str, dict[str, Any]] = {}
+        # cases of which only a part was measured when they were written
+        self._partial: set[str] = set()
         # name: the reason why the time did not suffice
         self.not_reached: dict[str, str] = {}
         # name: [implementations, {implementation left out: reason}], as they were first chosen
@@ -65,8 +69,12 @@ class Store:
             raise UsageError(
                 f"out: {self.path} holds another sweep: {'; '.join(differences)}; {_REMEDY}"
             )
-        self.cases = {name: content["cases"][name] for name in self._planned
-                      if name in content["cases"]}  # fmt: skip
+        self.cases = {
+            name: content["cases"][name]
+            for name in self._planned
+            if name in content["cases"] and name not in told["partial"]
+        }
+        self.largest = content.get("largest_batch", {})
         self.chosen = told["chosen"]
         return True
 
@@ -80,8 +88,10 @@ class Store:
         """Planned cases without a row, in order."""
         return [name for name in self._planned if name not in self.cases]
 
-    def put(self, name: str, case: dict[str, Any]) -> None:
+    def put(self, name: str, case: dict[str, Any], *, partial: bool = False) -> None:
+        """Write a case, which is taken up again after a kill where it is `partial`."""
         self.cases[name] = case
+        (self._partial.add if partial else self._partial.discard)(name)
         self.not_reached.pop(name, None)
         self.write()
 
@@ -94,9 +104,13 @@ class Store:
             "planned": self._planned,
             "chosen": self.chosen,
             "not_reached": self.not_reached,
+            "partial": sorted(self._partial),
         }
+        content = {"cases": ordered, "sweep": sweep}
+        if self.largest:
+            content["largest_batch"] = self.largest
         try:
-            results.write(self.path, {"cases": ordered, "sweep": sweep})
+            results.write(self.path, content)
             results.replace(self.path.with_suffix(".csv"), rows.csv_text(ordered))
         except OSError as error:
             raise UsageError(f"out: cannot write {self.path}: {error.strerror}") from None

@@ -11,9 +11,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class Stage:
         share: of the whole budget, at most.
         minimum: seconds below which it is not worth starting; kept free by the stages before it.
         spare: it takes what the others leave: nothing is kept free for it.
+        environment: variables that it has beside those of the suite.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     share: float
     minimum: float = 20.0
     spare: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -92,12 +94,13 @@ def _run_one(stage: Stage, out: Path, limit: float) -> dict[str, Any]:
     started = time.monotonic()
     # short limits leave less, so that a stage always has something
     soft = max(limit - _GRACE, limit / 2)
+    variables = {**os.environ, "PYTHONUNBUFFERED": "1", **stage.environment}
     with log_path.open("wb") as log:
         try:
             process = subprocess.Popen(
                 list(stage.command(soft)),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                start_new_session=True, env=variables,
             )  # fmt: skip
         except OSError as error:
             return {"status": FAILED, "wall_seconds": 0.0, "reason": str(error)}
@@ -111,7 +114,36 @@ def _run_one(stage: Stage, out: Path, limit: float) -> dict[str, Any]:
         row.update(status=FAILED, reason=_tail(log_path))
     if (out / f"{stage.name}.json").exists():
         row["results"] = f"{stage.name}.json"
+        missing = list(sweep_of(out, stage.name).get("not_reached", {}))
+        if missing:
+            row["cases_not_reached"] = missing
     return row
+
+
+def sweep_of(out: Path, name: str) -> dict[str, Any]:
+    """What `fastres bench` says about itself in a stage's results; {} where another wrote them."""
+    try:
+        content = results.read(out / f"{name}.json")
+    except ValueError:
+        return {}
+    return content.get("sweep", {}) if isinstance(content, dict) else {}
+
+
+def collect(out: Path, names: Sequence[str]) -> dict[str, Any]:
+    """The cases, profiles and largest batches of all stages in one, as `fastres report` reads them.
+
+    A case that two stages measured has the second one's name behind its own.
+    """
+    found: dict[str, Any] = {"cases": {}, "profiles": {}, "largest_batch": {}}
+    for name in names:
+        try:
+            content = results.read(out / f"{name}.json")
+        except ValueError:
+            continue
+        for part, entries in found.items():
+            for title, entry in content.get(part, {}).items():
+                entries[f"{title}, {name}" if title in entries else title] = entry
+    return found
 
 
 def _wait(process: subprocess.Popen, limit: float) -> int | None:

@@ -53,8 +53,8 @@ def _rates(out: Path, stages: Sequence[str]) -> dict[str, float]:
     """Images per second of each implementation, the best over the stages."""
     rates: dict[str, float] = {}
     for stage in stages:
-        for part in _parts(out, stage).values():
-            for name, row in part.get("implementations", {}).items():
+        for case in results.read(out / f"{stage}.json").get("cases", {}).values():
+            for name, row in case["implementations"].items():
                 rates[name] = max(row.get("per_second", 0.0), rates.get(name, 0.0))
     return {name: rate for name, rate in rates.items() if rate}
 

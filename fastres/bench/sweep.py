@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from . import choice, isolated, rows
@@ -20,7 +21,7 @@ from .progress import Progress
 from .store import Store
 from .traffic_model import Machine
 
-_GRACE = 30.0  # seconds beyond its share, in which a case may come to an end
+_GRACE = 60.0  # seconds beyond its share, in which a case may come to an end
 _LEAST = 5.0  # seconds below which no case is started
 _LONGEST = 3600.0  # seconds of a case where there is no budget
 
@@ -138,7 +139,7 @@ class Sweep:
                 machine=self._machines.get(spec.dtype),
                 seconds=None if share is None else max(share - spent, _LEAST),
             )
-            attempt = _Attempt(self.progress)
+            attempt = _Attempt(self.progress, partial(self._keep, order))
             try:
                 measured = isolated.call(
                     measure, order, on_event=attempt.on_event, seconds=self._limit(share)
@@ -171,21 +172,26 @@ class Sweep:
             self._machines[spec.dtype] = measured.machine
         return measured.case
 
-    def _partial(self, order: Order, partial: Measured, reason: str) -> dict[str, Any]:
-        case = self._measured(order.spec, partial)
+    def _keep(self, order: Order, found: Measured) -> None:
+        """Write what there is of a case, should this process be killed."""
+        case = self._partial(order, found, "the sweep ended before it was measured")
+        self.store.put(order.spec.name, case, partial=True)
+
+    def _partial(self, order: Order, found: Measured, reason: str) -> dict[str, Any]:
+        case = self._measured(order.spec, found)
         lost = {
             name: {"status": FAILED, "reason": reason}
             for name in order.names
             if name not in case["implementations"]
         }
-        case["implementations"] = in_order(case["implementations"] | lost, order.names)
-        return case
+        return {**case, "implementations": in_order(case["implementations"] | lost, order.names)}
 
 
 class _Attempt:
     """What a measuring process said before it ended."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, keep: Callable[[Measured], object]) -> None:
+        self._keep = keep
         self.preparing: str | None = None
         self.partial: Measured | None = None
         self._doing = "starting"
@@ -195,6 +201,7 @@ class _Attempt:
         kind, *content = event
         if kind == "partial":
             (self.partial,) = content
+            self._keep(self.partial)
             return
         if kind == "preparing":
             (self.preparing,) = content

@@ -151,6 +151,29 @@ def test_results_of_an_older_run_do_not_pass_for_new_ones(tmp_path):
     assert not (tmp_path / "dies.json").exists()
 
 
+def test_cases_of_all_stages_are_collected_and_none_is_lost(tmp_path):
+    results.write(tmp_path / "one.json", {"cases": {"a": 1, "b": 2}, "profiles": {"p": 3}})
+    results.write(tmp_path / "two.json", {"cases": {"a": 4}, "largest_batch": {"l": 5}})
+    results.write(tmp_path / "versions.json", {"parts": {}})
+    (tmp_path / "broken.json").write_text("{")
+    found = suite.collect(tmp_path, ["one", "two", "versions", "broken", "not there"])
+    assert found == {
+        "cases": {"a": 1, "b": 2, "a, two": 4}, "profiles": {"p": 3}, "largest_batch": {"l": 5},
+    }  # fmt: skip
+
+
+def test_a_stage_names_the_cases_that_it_did_not_reach(tmp_path):
+    content = {"cases": {}, "sweep": {"not_reached": {"train resnet152": "3 s were left"}}}
+    code = f"from pathlib import Path; Path('bench.json').write_text({json.dumps(content)!r})"
+    variables = {"FASTRES_PLANTED": "yes"}
+    check = "import os; assert os.environ['FASTRES_PLANTED'] == 'yes'; "
+    inside = f"import os; os.chdir({str(tmp_path)!r}); {check}{code}"
+    stages = [Stage("bench", script(inside), 1.0, 1, environment=variables)]
+    (row,) = suite.run(stages, tmp_path, 30, {}, log=lambda line: None)
+    assert row["status"] == OK, row
+    assert row["cases_not_reached"] == ["train resnet152"]
+
+
 @pytest.mark.slow
 def test_gpu_suite_smoke(tmp_path):
     started = time.monotonic()
@@ -164,14 +187,20 @@ def test_gpu_suite_smoke(tmp_path):
     found = results.read(tmp_path / "suite.json")
     assert [row["stage"] for row in found["stages"]] == [
         "versions", "compile", "tests", "resnet50-bf16", "kernels", "tune", "resnet50-tuned",
-        "resnet50-fp16", "resnet18-bf16", "cifar", "operators",
+        "resnet50-fp16", "infer", "profile", "memory", "resnet18-bf16", "peers", "cifar",
+        "largest-batch", "operators",
     ]  # fmt: skip
     # on a busy machine the last ones may not be reached, and must then be named
     assert {row["status"] for row in found["stages"]} <= {OK, NOT_REACHED}
     assert found["stages"][0]["status"] == OK
     first = results.read(tmp_path / "resnet50-bf16.json")
-    assert first["errors"] == []
-    (part,) = first["parts"].values()
-    ours = part["implementations"]["fastres"]
+    (case,) = first["cases"].values()
+    ours = case["implementations"]["fastres"]
     assert ours["status"] == "measured"
-    assert part["implementations"]["fastres CUDA graph"]["status"] == "skipped"
+    assert case["implementations"]["fastres CUDA graph"]["status"] == "skipped"
+    reached = [row["stage"] for row in found["stages"] if "results" in row]
+    collected = results.read(tmp_path / "results.json")
+    # the tuned step and the peers' have the name of the first one
+    assert len(collected["cases"]) >= len([name for name in reached if "resnet" in name])
+    if "largest-batch" in reached:
+        assert len(collected["largest_batch"]) == 1

@@ -14,7 +14,7 @@ def step(folder, stage, **rates):
     """Leave a stage's results with these images per second."""
     implementations = {name: {"per_second": rate} for name, rate in rates.items()}
     results.write(
-        folder / f"{stage}.json", {"parts": {"step": {"implementations": implementations}}}
+        folder / f"{stage}.json", {"cases": {"step": {"implementations": implementations}}}
     )
 
 
