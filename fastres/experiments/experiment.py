@@ -35,10 +35,10 @@ def run(plan: Plan, jobs: int, response_images: int) -> list[Outcome]:
         again = plan.settle(environment.record(device))
         progress = make_progress()
         progress.note(f"{plan.title}. {outcome.data_words(plan)}.")
-        threads = f"{plan.threads} thread" + ("" if plan.threads == 1 else "s")
         progress.note(
-            f"{len(plan.networks)} networks, {len(plan.seeds)} seeds, {jobs} runs at a time of "
-            f"{threads}, in {plan.out}" + (" (goes on)" if again else "")
+            f"{_count(len(plan.networks), 'network')}, {_count(len(plan.seeds), 'seed')}, "
+            f"{_count(jobs, 'run')} at a time of {_count(plan.threads, 'thread')}, in {plan.out}"
+            + (" (goes on)" if again else "")
         )
         pool.run_all(runs, jobs, plan.threads, progress, lock)
         outcomes = outcome.collect(runs)
@@ -57,8 +57,12 @@ def _machine(plan: Plan) -> str:
     """Where the experiment was started, in words."""
     facts = results.read(plan.out / PLAN_FILE).get("environment", {})
     device = facts.get("device", {}).get("name", "an unknown machine")
-    threads = f"{plan.threads} thread{'' if plan.threads == 1 else 's'} a run"
-    return f"{device}, {threads}, torch {facts.get('torch', 'unknown')}"
+    threads = _count(plan.threads, "thread")
+    return f"{device}, {threads} a run, torch {facts.get('torch', 'unknown')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @contextmanager

@@ -201,7 +201,7 @@ def test_other_options_are_refused_by_name(whole, capsys):
 def test_threads_are_the_first_starts(whole, capsys):
     without = [word for word in TINY if word not in ("--threads", "1")]
     assert cli.main(["experiment", "degradation", *without, "--out", str(whole)]) == 0
-    assert "runs at a time of 1 thread," in capsys.readouterr().out
+    assert "at a time of 1 thread," in capsys.readouterr().out
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path, capsys):
