@@ -116,6 +116,11 @@ def profile() -> dict[str, Any]:
             }
             for name, calls, seconds, moved, flops in rows
         ],
+        "parts": [
+            {"part": "layer1", "calls": 20, "seconds": 0.009, "floor_seconds": 0.004},
+            {"part": "head", "calls": 1, "seconds": 0.001, "floor_seconds": 0.0},
+        ],
+        "unprofiled_seconds": 0.0115,
         "trace": "step.json",
         "environment": environment(),
     }  # fmt: skip

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 from ..compare import MEASURED
 from ..peers import CONVOLUTIONS, EAGER
-from .records import Case, Profile, Run
+from .records import Case, Operator, Profile, Run
 from .select import Sweep, ours
 from .units import digits, duration, memory
 
+_SLOWEST = 12  # operators in a bar chart
 OURS, BASE, PEER, BOUND = "ours", "base", "peer", "bound"
 
 
@@ -271,12 +272,12 @@ def roofline(key: str, profile: Profile) -> Roofline | None:
 
 
 def movers(key: str, profile: Profile) -> Bars | None:
-    """The operators without matrix products: bytes a second against the machine's."""
+    """The slowest operators without matrix products: bytes a second against the machine's."""
     if not profile.bandwidth:
         return None
     bars = []
     for number, operator in enumerate(profile.operators, 1):
-        if operator.seconds and operator.bytes and not operator.flops:
+        if operator.seconds and operator.bytes and not operator.flops and len(bars) < _SLOWEST:
             share = operator.bytes / operator.seconds / profile.bandwidth
             text = f"{share:.0%} of bandwidth, {duration(operator.seconds)}"
             bars.append(Bar(f"{number} {operator.name}", share, text, OURS))
@@ -285,3 +286,28 @@ def movers(key: str, profile: Profile) -> Bars | None:
     title = f"Operators that only move data: {profile.title}"
     axis = "bytes a second, as a share of the machine's bandwidth"
     return Bars(key, title, axis, (("", tuple(bars)),), (1.0, "bandwidth"))
+
+
+def gaps(key: str, profile: Profile) -> Bars | None:
+    """The time of the network's parts and of the slowest operators, the floor drawn solid."""
+
+    def bar(label: str, one: Operator) -> Bar:
+        text, floor = duration(one.seconds), one.floor_seconds
+        if floor:
+            text += f", floor {duration(floor)}"
+        return Bar(
+            label, one.seconds, text, OURS, part=None if floor is None else min(floor, one.seconds)
+        )
+
+    named = [(f"{number} {one.name}", one) for number, one in enumerate(profile.operators, 1)]
+    rows = {
+        "parts of the network": [(one.name, one) for one in profile.parts],
+        "operators": named[:_SLOWEST],
+    }
+    groups = []
+    for title, found in rows.items():
+        bars = tuple(bar(label, one) for label, one in found if one.seconds)
+        if bars:
+            groups.append((title, bars))
+    title = f"Where the time goes: {profile.title}"
+    return Bars(key, title, "solid: the floor", tuple(groups)) if groups else None

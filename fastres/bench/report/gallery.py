@@ -54,7 +54,11 @@ def profiles(results: Results, device: str) -> list[tuple[Profile, list[Figure]]
     here = (profile for profile in results.profiles if profile.device == device)
     for number, profile in enumerate(here):
         key = f"{prefix(results, device)}profile{number}"
-        drawings = _some(figures.roofline(key, profile), figures.movers(f"{key}-moves", profile))
+        drawings = _some(
+            figures.roofline(key, profile),
+            figures.movers(f"{key}-moves", profile),
+            figures.gaps(f"{key}-time", profile),
+        )
         found.append((profile, drawings))
     return found
 

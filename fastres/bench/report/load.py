@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,15 @@ def read(paths: Sequence[Path]) -> Results:
     for file in files:
         content = _content(file)
         place = _Place(file)
-        for name, case in place.object(content.get("cases", {}), "cases").items():
-            cases.append(_case(place, name, place.object(case, f"case {name!r}")))
+        here = [
+            _case(place, name, place.object(case, f"case {name!r}"))
+            for name, case in place.object(content.get("cases", {}), "cases").items()
+        ]
+        # two of one title differ in what only their names say
+        titles = Counter((case.kind, case.device, case.title) for case in here)
+        for case in here:
+            double = titles[case.kind, case.device, case.title] > 1
+            cases.append(replace(case, note=case.name) if double else case)
         for name, one in place.object(content.get("profiles", {}), "profiles").items():
             profiles.append(_profile(place, name, place.object(one, f"profile {name!r}")))
         for name, one in place.object(content.get("largest_batch", {}), "largest_batch").items():
@@ -92,8 +101,8 @@ class _Place:
         return value
 
     def integer(self, value: Any, what: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise UsageError(f"{self.path}: {what} must be an integer, got {_short(value)}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"{self.path}: {what} must be an integer above 0, got {_short(value)}")
         return value
 
     def list(self, value: Any, what: str) -> list[Any]:
@@ -112,10 +121,11 @@ def _text(value: Any) -> str | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number or None; files hold infinities and NaN as text."""
+    """A finite number of at least 0, as all that is measured is, or None; files hold infinities and
+    NaN as text."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if math.isfinite(value) and value >= 0 else None
 
 
 def device_name(environment: dict[str, Any], default: str) -> str:
@@ -126,7 +136,8 @@ def device_name(environment: dict[str, Any], default: str) -> str:
     name = str(device.get("name", default))
     cpu = device.get("cpu")
     if device.get("type") == "cpu" and isinstance(cpu, dict) and "threads" in cpu:
-        name += f", {cpu['threads']} threads"
+        threads = cpu["threads"]
+        name += f", {threads} thread" if threads == 1 else f", {threads} threads"
     return name
 
 
@@ -198,6 +209,7 @@ def _run(name: str, row: dict[str, Any]) -> Run:
     against = row.get("times_faster_than")
     ratios = {}
     for peer, found in (against if isinstance(against, dict) else {}).items():
+        found = found if isinstance(found, dict) else {}
         ends = [number(found.get(key)) for key in ("median", "low95", "high95")]
         if None not in ends:
             ratios[peer] = Ratio(*ends, noisy=bool(found.get("noisy")))
@@ -241,29 +253,41 @@ def _searched(entry: dict[str, Any], name: str) -> str:
 
 def _profile(place: _Place, name: str, entry: dict[str, Any]) -> Profile:
     machine = entry.get("machine") if isinstance(entry.get("machine"), dict) else {}
-    operators = []
-    for row in place.list(entry.get("operators"), f"operators of profile {name!r}"):
-        row = place.object(row, f"an operator of profile {name!r}")
-        figures = (number(row.get(key)) for key in ("seconds", "bytes", "flops", "floor_seconds"))
-        operators.append(
-            Operator(str(row.get("operator")), int(number(row.get("calls")) or 0), *figures)
-        )
-    operators.sort(key=lambda operator: -(operator.seconds or 0))
     environment = _environment(entry)
     return Profile(
         file=place.name,
         name=name,
-        title=_described(entry, name, batch=True),
+        title=", ".join(
+            part
+            for part in (
+                _described(entry, name, batch=True),
+                "inference" if entry.get("kind") == "infer" else None,
+                _text(entry.get("implementation")),
+            )
+            if part
+        ),
         device=device_name(environment, place.name),
         step_seconds=number(entry.get("step_seconds")),
         machine=_text(machine.get("name")),
         source=_text(machine.get("source")),
         bandwidth=number(machine.get("bytes_per_second")),
         rate=number(machine.get("flops_per_second")),
-        operators=tuple(operators),
+        operators=_operators(place, name, entry, "operators"),
+        parts=_operators(place, name, {"parts": [], **entry}, "parts"),
+        plain_seconds=number(entry.get("unprofiled_seconds")),
         trace=_text(entry.get("trace")),
         environment=environment,
     )
+
+
+def _operators(place: _Place, name: str, entry: dict[str, Any], key: str) -> tuple[Operator, ...]:
+    found = []
+    for row in place.list(entry.get(key), f"{key} of profile {name!r}"):
+        row = place.object(row, f"one of the {key} of profile {name!r}")
+        figures = (number(row.get(key)) for key in ("seconds", "bytes", "flops", "floor_seconds"))
+        label = str(row.get(key.removesuffix("s")))
+        found.append(Operator(label, int(number(row.get("calls")) or 0), *figures))
+    return tuple(sorted(found, key=lambda one: -(one.seconds or 0)))
 
 
 def _largest(place: _Place, name: str, entry: dict[str, Any]) -> Largest:
@@ -273,10 +297,11 @@ def _largest(place: _Place, name: str, entry: dict[str, Any]) -> Largest:
     for who, row in found.items():
         row = place.object(row, f"{who!r} of {where}")
         batch = number(row.get("batch"))
+        attempts = row.get("tried")
         tried = tuple(
-            (int(one[0]), bool(one[1]), None if one[2] is None else str(one[2]))
-            for one in row.get("tried") or []
-            if isinstance(one, list) and len(one) == 3
+            (int(one[0]), bool(one[1]), _text(one[2]))
+            for one in (attempts if isinstance(attempts, list) else [])
+            if isinstance(one, list) and len(one) == 3 and number(one[0]) is not None
         )
         fits[who] = Fit(
             who,

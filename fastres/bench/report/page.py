@@ -237,7 +237,9 @@ def _profile_facts(profile: Profile) -> Markup:
         said.append("The file does not say what the machine can do, so there is no roof.")
     floors = [operator.floor_seconds for operator in profile.operators]
     if profile.step_seconds:
-        said.append(f"The step took {units.duration(profile.step_seconds)}.")
+        said.append(f"The step took {units.duration(profile.step_seconds)}")
+        plain = profile.plain_seconds
+        said[-1] += f", without the profiler {units.duration(plain)}." if plain else "."
     if floors and None not in floors:
         said.append(f"The floors of its operators together: {units.duration(sum(floors))}.")
     if profile.trace:

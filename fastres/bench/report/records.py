@@ -99,7 +99,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Operator:
-    """All calls of an operator in one step."""
+    """All calls of an operator, or of a part of the network, in one step."""
 
     name: str
     calls: int
@@ -111,7 +111,8 @@ class Operator:
 
 @dataclass(frozen=True)
 class Profile:
-    """A step operator by operator; bandwidth in bytes/s and rate in flop/s, None if unknown."""
+    """A step operator by operator and part by part, the slowest first; bandwidth in bytes/s and
+    rate in flop/s, None if unknown. `plain_seconds` are without a profiler."""
 
     file: str
     name: str
@@ -123,6 +124,8 @@ class Profile:
     bandwidth: float | None
     rate: float | None
     operators: tuple[Operator, ...]
+    parts: tuple[Operator, ...]
+    plain_seconds: float | None
     trace: str | None
     environment: dict[str, Any]
 
@@ -160,16 +163,6 @@ class Results:
     profiles: tuple[Profile, ...]
     largest: tuple[Largest, ...]
     not_reached: tuple[tuple[str, str, str], ...] = ()
-
-    @property
-    def environments(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """(file, device, environment) of each one that differs, in order of appearance."""
-        found = []
-        for part in (*self.cases, *self.profiles, *self.largest):
-            one = (part.file, part.device, part.environment)
-            if part.environment and one not in found:
-                found.append(one)
-        return found
 
     @property
     def devices(self) -> list[str]:

@@ -22,11 +22,11 @@ def depth(model: str | None) -> int | None:
 
 
 def latest(results: Results, kind: str, device: str) -> list[Case]:
-    """The cases of a kind on a device, the newest of each name; large networks first."""
+    """The cases of a kind on a device, the newest of each title; large networks first."""
     found: dict[str, Case] = {}
     for case in by_date(case for case in results.cases if case.device == device):
         if case.kind == kind:
-            found[case.name] = case
+            found[case.title] = case
     return sorted(found.values(), key=_size)
 
 
@@ -147,12 +147,12 @@ def _fixed(case: Case, *, model: bool = True, batch: bool = True, size: bool = T
 
 
 def history(results: Results, device: str) -> list[list[Case]]:
-    """Cases of one kind and name on one device that were measured at least twice, oldest first."""
+    """Cases of one kind and title on one device that were measured at least twice, oldest first."""
     groups: dict[Hashable, list[Case]] = {}
     for case in by_date(case for case in results.cases if case.device == device):
         if not _has_ratio(case):
             continue
-        group = groups.setdefault((case.kind, case.name), [])
+        group = groups.setdefault((case.kind, case.title), [])
         if all(case.environment != other.environment for other in group):
             group.append(case)
     return [group for group in groups.values() if len(group) > 1]
