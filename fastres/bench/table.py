@@ -26,7 +26,7 @@ def size(count: float) -> str:
 
 def comparison_rows(comparison: Comparison) -> list[list[str]]:
     """One row an implementation: time, spread, speed, ratio to eager channels_last, page faults
-    a step, memory."""
+    a step, memory. Where the rounds are noisy ranges stand for figures."""
     rows = []
     for name, entry in comparison.entries.items():
         if not entry.samples:
@@ -38,9 +38,9 @@ def comparison_rows(comparison: Comparison) -> list[list[str]]:
         rows.append(
             [
                 name,
-                duration(summary.median),
+                "noisy" if summary.noisy else duration(summary.median),
                 f"{duration(summary.lower_quartile)} .. {duration(summary.upper_quartile)}",
-                f"{comparison.workload.batch / summary.median:.4g}",
+                "" if summary.noisy else f"{comparison.workload.batch / summary.median:.4g}",
                 "1" if name == EAGER or ratio is None else str(ratio),
                 "" if entry.page_faults is None else f"{entry.page_faults:.0f}",
                 "" if peak is None else size(peak),

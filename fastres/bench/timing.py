@@ -88,8 +88,9 @@ class Ratio:
         return self.summary.noisy
 
     def __str__(self) -> str:
-        text = f"{self.value:.3f} [{self.low:.2f}, {self.high:.2f}]"
-        return f"{text} noisy" if self.noisy else text
+        if self.noisy:
+            return f"{self.low:.2f} to {self.high:.2f} noisy"
+        return f"{self.value:.3f} [{self.low:.2f}, {self.high:.2f}]"
 
     def as_dict(self) -> dict[str, Any]:
         return {
