@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoints of fastres or files with a state_dict; several are an ensemble",
     )  # fmt: skip
     add("--data", choices=DATASETS, help="what the (first) checkpoint was trained on, unless given")
-    add("--data-dir", help="folder of cifar10's or imagefolder's files (DIR/val or DIR itself)")
+    add("--data-dir", help="folder of the files; of imagefolder DIR/val or DIR itself")
     add("--split", choices=("test", "train"), default="test", help="(%(default)s)")
     add("--protocol", choices=NAMES, default="center", help="(%(default)s)")
     group = parser.add_argument_group("the protocol")
@@ -54,6 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--subset", action="store_true", help="accept classes without a folder")
     add("--skip-broken", action="store_true", help="leave out images that cannot be read")
+    add(
+        "--averaged", action=flag, default=True,
+        help="the moving average of the weights where a run kept one (default), or the last ones",
+    )  # fmt: skip
     add("--fused", action=flag, default=True, help="fused operators (default) or plain PyTorch")
     add("--optimize", action="store_true", help="fastres.optimize the network first")
     add("--amp", choices=AMP_MODES, default="none", help="(%(default)s)")
@@ -103,9 +107,12 @@ def main(args: argparse.Namespace) -> int:
         native=images.side is not None,
     )  # fmt: skip
     scorers = _scorers(args, networks, test_set, how)
+    for network in networks:
+        if network.averaged:
+            print(f"{network.path}: the moving average of its weights")
     print(images.description)
-    averaged = f"; mean of {protocol.count} {args.average}" if protocol.count > 1 else ""
-    print(protocol.description + averaged, flush=True)
+    mean = f"; mean of {protocol.count} {args.average}" if protocol.count > 1 else ""
+    print(protocol.description + mean, flush=True)
     outcome = run.run(
         images, protocol, scorers, args.average, how.device,
         batch_size=args.batch_size, workers=args.workers, skip_broken=args.skip_broken,
@@ -147,7 +154,8 @@ def _how(args: argparse.Namespace) -> How:
     device = choose_device(args.device, 0)
     if args.amp == "fp16" and device.type == "cpu":
         raise UsageError("amp 'fp16' needs a GPU; on a CPU use 'bf16'")
-    return How(device, None if args.amp == "none" else DTYPES[args.amp], args.fused, args.optimize)
+    amp = None if args.amp == "none" else DTYPES[args.amp]
+    return How(device, amp, args.fused, args.optimize, args.averaged)
 
 
 def _load(args: argparse.Namespace, how: How) -> list[Network]:

@@ -8,7 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fastres.training.errors import DataError, UsageError
+from fastres.training.data.decoded import Store
+from fastres.training.data.imagefolder import FolderStore
+from fastres.training.data.shards import ShardStore
+from fastres.training.errors import DataError
 
 
 class Images(Protocol):
@@ -44,7 +47,27 @@ class TensorImages:
         return self._images[index], int(self._labels[index])
 
 
-class FolderImages:
+class StoredImages:
+    """Images in files. `outputs[label]` is the network's output for a label of the store."""
+
+    side = None
+
+    def __init__(
+        self, where: str, store: Store, classes: Sequence[str], outputs: Sequence[int]
+    ) -> None:
+        self._store, self.classes, self._outputs = store, tuple(classes), outputs
+        self.description = f"{where}: {len(store)} images of {len(set(outputs))} classes"
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def read(self, index: int) -> tuple[Any, int]:
+        return self._store.image(index), self._outputs[self._store.label(index)]
+
+
+def open_folder(
+    folder: str, split: str, classes: Sequence[str] | None = None, subset: bool = False
+) -> StoredImages:
     """A folder per class: DIR/val/<class>/* or, where there is no DIR/val, DIR/<class>/*.
 
     Args:
@@ -58,53 +81,42 @@ class FolderImages:
         DataError: there is no such folder, a class has no images, or a folder is no class.
         UsageError: torchvision is not installed.
     """
+    root = _root(Path(folder), split)
+    store = FolderStore(root)
+    classes = tuple(classes or _training_classes(root) or store.classes)
+    numbers = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in store.classes if name not in numbers]
+    if unknown:
+        raise DataError(
+            f"{root}: the folder {unknown[0]!r} is none of the {len(classes)} classes "
+            f"({len(unknown)} such folders)"
+        )
+    missing = sorted(set(classes) - set(store.classes))
+    if missing and not subset:
+        raise DataError(
+            f"{root}: the class {missing[0]!r} has no folder ({len(missing)} such classes); "
+            "--subset tests on the others"
+        )
+    return StoredImages(str(root), store, classes, [numbers[name] for name in store.classes])
 
-    side = None
 
-    def __init__(
-        self, folder: str, split: str, classes: Sequence[str] | None = None, subset: bool = False
-    ) -> None:
-        try:
-            from torchvision.datasets import ImageFolder
-        except ImportError as error:
-            raise UsageError(
-                f"data 'imagefolder' needs torchvision: pip install 'fastres[data]' ({error})"
-            ) from None
-        root = _root(Path(folder), split)
-        try:
-            found = ImageFolder(str(root))
-        except FileNotFoundError as error:  # no folders in it, or one without an image: says which
-            raise DataError(f"{root}: {error}") from None
-        except OSError as error:
-            raise DataError(f"cannot read the folder {root}: {error.strerror}") from None
-        self.classes = tuple(classes or _training_classes(root) or found.classes)
-        outputs = {name: number for number, name in enumerate(self.classes)}
-        unknown = [name for name in found.classes if name not in outputs]
-        if unknown:
-            raise DataError(
-                f"{root}: the folder {unknown[0]!r} is none of the {len(outputs)} classes "
-                f"({len(unknown)} such folders)"
-            )
-        missing = sorted(set(self.classes) - set(found.classes))
-        if missing and not subset:
-            raise DataError(
-                f"{root}: the class {missing[0]!r} has no folder ({len(missing)} such classes); "
-                "--subset tests on the others"
-            )
-        self._samples = [(path, outputs[found.classes[label]]) for path, label in found.samples]
-        self._load = found.loader
-        self.description = f"{root}: {len(self)} images of {len(found.classes)} classes"
+def open_shards(
+    folder: str, split: str, classes: Sequence[str] | None, num_classes: int
+) -> StoredImages:
+    """WebDataset's shards DIR/val-*.tar, or DIR/train-*.tar, whose labels are output numbers.
 
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def read(self, index: int) -> tuple[Any, int]:
-        path, label = self._samples[index]
-        try:
-            return self._load(path), label
-        # what Pillow raises for files cut short, of another kind, or damaged inside
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"cannot read the image {path}: {error}") from None
+    Raises:
+        DataError: they are missing or broken, or a label is `num_classes` or more.
+    """
+    name = "train" if split == "train" else "val"
+    store = ShardStore(Path(folder), name)
+    if len(store.classes) > num_classes:
+        raise DataError(
+            f"{folder}: labels must be 0 to {num_classes - 1}, the network's outputs, got "
+            f"{len(store.classes) - 1} in {name}"
+        )
+    names = tuple(classes or map(str, range(num_classes)))
+    return StoredImages(f"{folder}/{name}-*.tar", store, names, range(len(store.classes)))
 
 
 def _root(folder: Path, split: str) -> Path:

@@ -26,6 +26,7 @@ class Network:
 
     `config` holds the options of the run that trained it, empty for a plain state_dict; `normalize`
     and `classes`, the classes' names in the order of the outputs, are None where the file has none.
+    `averaged`: its weights are the run's moving average.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Network:
     config: Mapping[str, Any]
     normalize: Normalize | None
     classes: tuple[str, ...] | None
+    averaged: bool
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class How:
     amp: torch.dtype | None
     fused: bool
     optimize: bool
+    averaged: bool = True  # take the moving average of the weights where a run kept one
 
 
 def load(
@@ -71,7 +74,8 @@ def load(
         options = {key: value for key, value in own.items() if value is not None}
     elif name is None:
         raise UsageError(f"{path} holds a state_dict and no options: give --model, its network")
-    weights = state["model"]
+    averaged = how.averaged and bool(state.get("average"))
+    weights = state["average"]["model"] if averaged else state["model"]
     if "fc.weight" not in weights:
         raise CheckpointError(f"{path} is of no network of fastres: it has no fc.weight")
     num_classes = weights["fc.weight"].shape[0]
@@ -92,6 +96,7 @@ def load(
         config,
         None if stored is None else Normalize.from_dict(stored),
         tuple(state["classes"]) if state.get("classes") else None,
+        averaged,
     )
 
 

@@ -74,7 +74,12 @@ def as_dict(
         "skipped": outcome.skipped,
         **_metrics(tally),
         "networks": [
-            {"checkpoint": str(network.path), "model": network.name, **_metrics(member)}
+            {
+                "checkpoint": str(network.path),
+                "model": network.name,
+                "averaged": network.averaged,
+                **_metrics(member),
+            }
             for network, member in zip(networks, members, strict=True)
         ],
         "milliseconds_per_image": outcome.milliseconds_per_image,

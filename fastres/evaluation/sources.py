@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastres.evaluation.images import FolderImages, Images, TensorImages
+from fastres.evaluation.images import Images, TensorImages, open_folder, open_shards
 from fastres.evaluation.networks import Network, same
 from fastres.training.config import TrainConfig
 from fastres.training.data import open_source
@@ -18,6 +18,7 @@ from fastres.training.errors import UsageError
 # ImageNet's channel means and deviations, which torchvision's weights were trained with
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _IMAGENET_CROP = 224
+FILES = ("imagefolder", "webdataset")
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,18 @@ def open_test_set(
         stored = [one.classes for one in networks if one.classes]
         known = [one for one in networks if one.classes]
         classes = same(known, "the classes", stored) if stored else None
-    if data == "imagefolder":
+    outputs = same(networks, "the number of outputs", [one.num_classes for one in networks])
+    if data in FILES:
         folder = folder or config.get("data_dir")
         if folder is None:
-            raise UsageError("data 'imagefolder' needs data_dir, the folder of its files")
-        found = TestSet(data, FolderImages(folder, split, classes, subset), None)
+            raise UsageError(f"data {data!r} needs data_dir, the folder of its files")
+        if data == "webdataset":
+            images: Images = open_shards(folder, split, classes, outputs)
+        else:
+            images = open_folder(folder, split, classes, subset)
+        found = TestSet(data, images, None)
     else:
         found = _in_memory(data, folder, split, config, classes)
-    outputs = same(networks, "the number of outputs", [one.num_classes for one in networks])
     if len(found.images.classes) != outputs:
         raise UsageError(
             f"{found.images.description}, but {networks[0].path} has {outputs} outputs; a class "
@@ -91,7 +96,7 @@ def _in_memory(
 def trained_size(network: Network, test_set: TestSet) -> int:
     """Side of the images that a network was trained on, in pixels."""
     config, side = network.config, test_set.images.side
-    if config.get("data") == "imagefolder" or (config and side is None):
+    if config.get("data") in FILES or (config and side is None):
         return config["image_size"]
     return _IMAGENET_CROP if side is None else side
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from evaluation_runs import CLASSES, CROP, evaluate, make_folder, network, save_
 
 from fastres import cli, models
 from fastres.evaluation.batches import load
-from fastres.evaluation.images import FolderImages, TensorImages, read_classes
+from fastres.evaluation.images import TensorImages, open_folder, open_shards, read_classes
 from fastres.evaluation.networks import How
 from fastres.evaluation.networks import load as load_network
 from fastres.evaluation.protocols import make
@@ -142,6 +144,20 @@ def test_a_checkpoint_of_other_data_needs_a_mean(folder, tmp_path, capsys):
     evaluate(tmp_path, *options, "--crop", CROP, "--mean", "0.5,0.5,0.5")
 
 
+def test_the_moving_average_of_the_weights_is_taken_where_there_is_one(folder, tmp_path, capsys):
+    config = {"data_dir": str(folder)}
+    average = {"model": network(seed=1).state_dict(), "updates": 9}
+    both = save_checkpoint(tmp_path / "both.pt", network(), average=average, config=config)
+    last = save_checkpoint(tmp_path / "last.pt", network(), config=config)
+    other = save_checkpoint(tmp_path / "other.pt", network(seed=1), config=config)
+    found = evaluate(tmp_path, "--checkpoint", both)
+    assert "both.pt: the moving average of its weights" in capsys.readouterr().out
+    assert found["networks"][0]["averaged"]
+    assert found["loss"] == evaluate(tmp_path, "--checkpoint", other)["loss"]
+    found = evaluate(tmp_path, "--checkpoint", both, "--no-averaged")
+    assert found["loss"] == evaluate(tmp_path, "--checkpoint", last)["loss"]
+
+
 # classes and folders
 
 
@@ -149,20 +165,20 @@ def test_a_missing_class_is_named(folder, tmp_path):
     root = make_folder(tmp_path)
     (root / "val" / "bee").rename(root / "train-bee")
     with pytest.raises(DataError, match=r"the class 'bee' has no folder \(1 such classes\)"):
-        FolderImages(str(root), "test", CLASSES)
+        open_folder(str(root), "test", CLASSES)
     # nobody knows the names: the folders that there are number the outputs
-    assert FolderImages(str(root), "test").classes == ("ant", "cat", "dog", "elk", "fox")
-    found = FolderImages(str(root), "test", CLASSES, subset=True)
+    assert open_folder(str(root), "test").classes == ("ant", "cat", "dog", "elk", "fox")
+    found = open_folder(str(root), "test", CLASSES, subset=True)
     assert sorted({found.read(index)[1] for index in range(len(found))}) == [0, 2, 3, 4, 5]
     # train/ numbers them as it did in training
     make_folder(root, "train")
     with pytest.raises(DataError, match="the class 'bee' has no folder"):
-        FolderImages(str(root), "test")
+        open_folder(str(root), "test")
 
 
 def test_a_class_that_no_output_stands_for_is_named(folder):
     with pytest.raises(DataError, match="the folder 'fox' is none of the 5 classes"):
-        FolderImages(str(folder), "test", CLASSES[:5])
+        open_folder(str(folder), "test", CLASSES[:5])
 
 
 def test_outputs_and_folders_that_differ_in_number(folder, tmp_path, capsys):
@@ -173,15 +189,15 @@ def test_outputs_and_folders_that_differ_in_number(folder, tmp_path, capsys):
 
 
 def test_a_folder_of_class_folders_serves_without_val(folder):
-    assert len(FolderImages(str(folder / "val"), "test")) == 12
+    assert len(open_folder(str(folder / "val"), "test")) == 12
 
 
 def test_folders_without_images_are_named(folder, tmp_path):
-    with pytest.raises(DataError, match="Couldn't find any class folder"):
-        FolderImages(str(tmp_path), "test")
+    with pytest.raises(DataError, match="holds no class folders"):
+        open_folder(str(tmp_path), "test")
     (tmp_path / "ant").mkdir()
-    with pytest.raises(DataError, match="Found no valid file for the classes ant"):
-        FolderImages(str(tmp_path), "test")
+    with pytest.raises(DataError, match=r"the class folder .*ant holds no image"):
+        open_folder(str(tmp_path), "test")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +215,29 @@ def test_names_are_read_in_their_order(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("tench\n goldfish \ngreat white shark\n\n")
     assert read_classes(path) == ("tench", "goldfish", "great white shark")
+
+
+def test_shards(folder, tmp_path, capsys):
+    """WebDataset's: their labels are the numbers of the outputs."""
+    files = sorted((folder / "val").glob("*/*.png"))
+    with tarfile.open(tmp_path / "val-000.tar", "w") as tar:
+        for number, file in enumerate(files):
+            label = str(CLASSES.index(file.parent.name)).encode()
+            for kind, content in (("png", file.read_bytes()), ("cls", label)):
+                member = tarfile.TarInfo(f"{number:04d}.{kind}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    config = {"data_dir": str(folder)}
+    path = save_checkpoint(tmp_path / "net.pt", network(), config=config)
+    expected = evaluate(tmp_path, "--checkpoint", path)
+    path = save_checkpoint(
+        tmp_path / "net.pt", network(), config={"data": "webdataset", "data_dir": str(tmp_path)}
+    )
+    found = evaluate(tmp_path, "--checkpoint", path)
+    assert found["top1"] == expected["top1"]
+    assert found["loss"] == pytest.approx(expected["loss"])
+    with pytest.raises(DataError, match="labels must be 0 to 4, the network's outputs, got 5"):
+        open_shards(str(tmp_path), "test", None, 5)
 
 
 # batches
