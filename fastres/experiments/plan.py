@@ -112,7 +112,7 @@ class Plan:
         """
         before = read_plan(self.out)
         if before is None:
-            if self.out.is_dir() and any(p for p in self.out.iterdir() if p.name != ".lock"):
+            if self.out.is_dir() and any(p.name[0] != "." for p in self.out.iterdir()):
                 raise UsageError(
                     f"out must be a new folder or an experiment's, {self.out} holds other files"
                 )

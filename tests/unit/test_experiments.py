@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -202,6 +203,28 @@ def test_threads_are_the_first_starts(whole, capsys):
     without = [word for word in TINY if word not in ("--threads", "1")]
     assert cli.main(["experiment", "degradation", *without, "--out", str(whole)]) == 0
     assert "at a time of 1 thread," in capsys.readouterr().out
+
+
+def test_a_damaged_log_is_named(whole, tmp_path, capsys):
+    out = tmp_path / "x"
+    shutil.copytree(whole, out)
+    log = out / "runs" / "plain-20-seed3" / "epochs.csv"
+    log.write_bytes(log.read_bytes()[:120])
+    assert experiment(out) == 2
+    error = capsys.readouterr().err
+    assert f"plain-20 seed 3: {log}" in error
+    assert "delete the run's folder to train it again" in error
+    shutil.rmtree(log.parent)
+    assert experiment(out) == 0
+    assert tables(out) == tables(whole)
+
+
+def test_a_start_that_was_killed_at_once_is_no_obstacle(tmp_path, capsys):
+    (tmp_path / ".experiment.json.h4lf").write_text('{"format": "fastr')
+    assert experiment(tmp_path, "--lr", "1e30") == 1  # it got as far as training
+    (tmp_path / "experiment.json").write_text("{")
+    assert experiment(tmp_path) == 2
+    assert "cannot read" in capsys.readouterr().err
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path, capsys):

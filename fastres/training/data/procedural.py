@@ -41,6 +41,7 @@ def open_procedural(num_images: int, data_seed: int, seed: int) -> Source:
         held_out=ImageTensors(test_images, test_labels, mean),
         held_out_name="test",
         num_classes=len(CLASSES),
+        classes=CLASSES,
         description=f"procedural images (generated from seed {data_seed}): {num_images} training "
         f"and {len(test_labels)} test images, {SIZE}x{SIZE}",
     )
