@@ -131,8 +131,9 @@ def test_all_numbers_of_the_training_table_are_of_the_file(recorded):
         ratio = run["times_faster_than"][EAGER]
         expected = (
             units.duration(run["seconds"]["median"]),
-            f"{ratio['median']:.2f}× ({ratio['low95']:.2f} to {ratio['high95']:.2f})"
-            + (" noisy" if ratio["noisy"] else ""),
+            f"{ratio['low95']:.2f} to {ratio['high95']:.2f}× noisy"
+            if ratio["noisy"]
+            else f"{ratio['median']:.2f}× ({ratio['low95']:.2f} to {ratio['high95']:.2f})",
         )
         assert any(expected[0] == row[0] and expected[1] in row for row in shown), expected
 
@@ -187,6 +188,8 @@ def test_noise_is_said_and_only_where_it_is(tmp_path):
     loud, parsed = of(tmp_path, {"cases": bench_files.named(bench_files.case(noisy=True))})
     assert loud.count('class="noisy">noisy') == 2  # the headline and the table
     assert "Noisy:" in loud
+    assert "1.50×" not in loud  # no confident figure
+    assert '<span class="value range">1.47 to 1.53×</span>' in loud
     assert ("li", "class", "unsure") in parsed.attributes
     assert "<pattern" in loud
     assert "Striped: noisy." in loud
@@ -219,10 +222,13 @@ def test_a_case_measured_twice_has_a_history(tmp_path):
     ]
     text, parsed = of(tmp_path, *({"cases": bench_files.named(one)} for one in cases[1::-1]))
     assert "History" in parsed.headings
-    assert "1.50× before, 1.20× now: slower, the intervals do not meet" in text
+    assert (
+        "1.50× (1.47 to 1.53) before, 1.20× (1.18 to 1.22) now: slower, the intervals do not meet"
+        in text
+    )
     assert text.count('class="value">1.20×') == 1  # the newest is the headline, alone
     text, _ = of(tmp_path, *({"cases": bench_files.named(one)} for one in cases))
-    assert "1.20× before, 1.19× now: the intervals overlap" in text
+    assert "1.20× (1.18 to 1.22) before, 1.19× (1.17 to 1.21) now: the intervals overlap" in text
 
 
 def test_conditions_that_change_by_the_minute_are_ranges(tmp_path):

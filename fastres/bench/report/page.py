@@ -109,7 +109,7 @@ def _headlines(results: Results) -> Markup:
 
 _NOISY = (
     f"Noisy: the middle half of the rounds' ratios spreads by more than {NOISY:.0%} to either "
-    "side; measure again on a quieter machine before relying on it."
+    "side, so only the interval is told. Measure again on a quieter machine."
 )
 
 
@@ -120,17 +120,22 @@ def _tile(case: Case) -> Markup:
     what = [f"{does} with SGD" if case.optimizer else does, f"batch {case.batch}"]
     if case.image_size is not None:
         what.append(f"{case.image_size}×{case.image_size}")
-    spread: list[object] = [f"{ratio.low:.2f} to {ratio.high:.2f}, {run.rounds} rounds"]
+    interval = f"{ratio.low:.2f} to {ratio.high:.2f}"
+    rounds = f"{run.rounds} rounds"
+    lines: list[list[object]] = [[", ".join(what)]]
     if ratio.noisy:
-        spread += [", ", element("span", "noisy", class_="noisy")]
-    lines: list[list[object]] = [[", ".join(what)], spread]
+        value = element("span", f"{interval}×", class_="value range")
+        lines.append([element("span", "noisy", class_="noisy"), f", {rounds}"])
+    else:
+        value = element("span", f"{ratio.median:.2f}×", class_="value")
+        lines.append([f"{interval}, {rounds}"])
     lines.append([f"{units.duration(run.seconds)} a step"])
     base = case.runs[EAGER].peak_bytes if EAGER in case.runs else None
     if run.peak_bytes and base:
         lines.append([f"{run.peak_bytes / base:.2f}× eager's memory"])
     return element(
         "li",
-        element("span", f"{ratio.median:.2f}×", class_="value"),
+        value,
         element("span", f"{case.model} {case.dtype}", class_="what"),
         *(element("span", *line, class_="how") for line in lines),
         class_="unsure" if ratio.noisy else None,
@@ -257,7 +262,7 @@ def _history(results: Results, device: str) -> Markup:
 
 def _change(cases: Sequence[Case]) -> str:
     before, after = (select.ours(case).ratio for case in (cases[-2], cases[-1]))
-    change = f"{cases[-1].title}: {before.median:.2f}× before, {after.median:.2f}× now"
+    change = f"{cases[-1].title}: {before} before, {after} now"
     if after.high < before.low:
         return f"{change}: slower, the intervals do not meet"
     if after.low > before.high:

@@ -13,7 +13,8 @@ NETWORKS = ("train", "infer", "memory")  # the kinds whose cases are networks
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster; `low` and `high` are the 95% interval of the median."""
+    """How many times faster; `low` and `high` are the 95% interval of the median. Of a noisy one
+    only the interval is told."""
 
     median: float
     low: float
@@ -21,8 +22,9 @@ class Ratio:
     noisy: bool
 
     def __str__(self) -> str:
-        text = f"{self.median:.2f}× ({self.low:.2f} to {self.high:.2f})"
-        return f"{text} noisy" if self.noisy else text
+        if self.noisy:
+            return f"{self.low:.2f} to {self.high:.2f}× noisy"
+        return f"{self.median:.2f}× ({self.low:.2f} to {self.high:.2f})"
 
 
 @dataclass(frozen=True)

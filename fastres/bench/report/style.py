@@ -37,6 +37,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; pa
 .ratios li { border-top: 3px solid var(--ours); padding-top: .45rem; }
 .ratios .value { display: block; font-size: 2.1rem; line-height: 1.15; font-weight: 650;
   letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+.ratios .range { font-size: 1.45rem; line-height: 1.67; }
 .ratios .what { display: block; font-weight: 600; font-size: .93rem; line-height: 1.35; }
 .ratios .how { display: block; color: var(--muted); font-size: .86rem; line-height: 1.4; }
 .ratios li.unsure { border-top-style: dashed; }
@@ -49,7 +50,7 @@ figure svg { display: block; max-width: 100%; height: auto; overflow: visible; }
 @media (max-width: 50rem) { body { padding-top: 1.5rem; }
   .wide { display: none !important; } figure svg.narrow { display: block !important; }
   .ratios { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.2rem 1rem; }
-  .ratios .value { font-size: 1.8rem; } }
+  .ratios .value { font-size: 1.8rem; } .ratios .range { font-size: 1.25rem; } }
 .scroll { overflow-x: auto; margin: .6rem 0 1.4rem; border-bottom: 1px solid var(--line); }
 table { border-collapse: collapse; font-size: .88rem; line-height: 1.4; min-width: 100%;
   font-variant-numeric: tabular-nums; }
