@@ -128,6 +128,8 @@ class Trainer:
         check_same_normalize(path, state.get("normalize"), self.source.normalize)
         self.module.load_state_dict(state["model"])
         load_state(self.optimizer, state["optimizer"])
+        self._lr = state["optimizer"]["param_groups"][0]["lr"]
+        set_lr(self.optimizer, self._lr)
         self.schedule.load_state_dict(state["schedule"])
         self._resume_average(path, state.get("average"))
         if state["scaler"]:
