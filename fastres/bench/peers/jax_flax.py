@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ from .peer import Peer
 FLAX = "JAX/Flax"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _STATISTICS = {"running_mean": "mean", "running_var": "var"}
+_CUDA_PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 _PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
 
 
@@ -278,12 +280,9 @@ def _unavailable(workload: Workload) -> str | None:
         return found
     if workload.device.type not in _PLATFORMS:
         return f"JAX runs on a CPU or a CUDA device here, the workload is on {workload.device.type}"
-    if workload.device.type == "cuda":
-        # on a CPU JAX always runs, and is not started before it is needed
-        try:
-            _device(workload.device)
-        except RuntimeError as error:
-            return f"JAX has no CUDA device: {str(error).splitlines()[0]}"
+    # JAX is not started before it is needed: on a GPU that takes memory
+    if workload.device.type == "cuda" and not any(map(find_spec, _CUDA_PLUGINS)):
+        return "JAX has no CUDA plugin (pip install jax[cuda13])"
     return None
 
 

@@ -44,6 +44,9 @@ class OnnxForward:
         module: in eval mode.
         example: a contiguous input of the size and on the device that it is to run on.
         dtype: of weights and activations.
+
+    Raises:
+        RuntimeError: ONNX Runtime cannot use the device.
     """
 
     def __init__(self, module: nn.Module, example: Tensor, dtype: torch.dtype) -> None:
@@ -62,6 +65,10 @@ class OnnxForward:
             options,
             providers=_providers(example.device),
         )
+        wanted, used = _PROVIDERS[example.device.type], self._session.get_providers()
+        if wanted not in used:
+            # without its libraries a provider is left out in silence
+            raise RuntimeError(f"onnxruntime could not start its {wanted}, only {', '.join(used)}")
         self._names = (self._session.get_inputs()[0].name, self._session.get_outputs()[0].name)
 
     def __call__(self, x: Tensor) -> Tensor:
