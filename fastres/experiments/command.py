@@ -73,6 +73,7 @@ def _responses(args: argparse.Namespace) -> int:
             words = f"procedural image set (generated from seed {config.data_seed}, not CIFAR-10)"
         sets.append(words)
         print(f"{path}: {line}, {len(found)} layers, {words}", flush=True)
+    curves.sort(key=lambda curve: curve[0] != "plain")
     outcome.write_csv(args.out / "responses.csv", responses.COLUMNS, rows)
     figure = args.out / "responses.png"
     draw_responses(

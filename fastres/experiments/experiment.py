@@ -20,6 +20,7 @@ from fastres.training.distributed import choose_device
 from fastres.training.errors import TrainingError, UsageError
 
 _LOCK_FILE = ".lock"
+_LONG = 5_000  # iterations of each run
 _LOCK_PATIENCE = 60.0  # seconds that the runs of a killed experiment may take to end
 
 
@@ -40,6 +41,8 @@ def run(plan: Plan, jobs: int, response_images: int) -> list[Outcome]:
             f"{_count(jobs, 'run')} at a time of {_count(plan.threads, 'thread')}, in {plan.out}"
             + (" (goes on)" if again else "")
         )
+        if device.type == "cpu" and not again and plan.recipe["iterations"] >= _LONG:
+            progress.note("this takes long on a CPU: --quick is a form for two cores")
         pool.run_all(runs, jobs, plan.threads, progress, lock)
         outcomes = outcome.collect(runs)
         found = findings(plan, outcomes)

@@ -294,11 +294,11 @@ def test_shortcuts_are_side_by_side(tmp_path):
 
 
 def test_with_cifars_files_it_is_the_papers(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cifar, "RECORDS", 10)
+    monkeypatch.setattr(cifar, "RECORDS", 4)
     generator = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
-        records = generator.integers(0, 256, (10, 3073), dtype=np.uint8)
-        records[:, 0] = np.arange(10)
+        records = generator.integers(0, 256, (4, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(4)
         (tmp_path / f"{name}.bin").write_bytes(records.tobytes())
     parser = argparse.ArgumentParser()
     options.add_arguments(parser, "degradation")
@@ -312,11 +312,11 @@ def test_with_cifars_files_it_is_the_papers(tmp_path, monkeypatch, capsys):
         assert (config.iterations, config.milestones) == (64_000, (32_000, 48_000))
         assert (config.batch_size, config.lr, config.validation) == (128, 0.1, 0)
         assert config.warmup_iterations == (400 if run.network.depth == 110 else 0)
-    tiny = [*given, "--depths", "20", "--seeds", "1", "--iterations", "2", "--batch-size", "25"]
+    tiny = [*given, "--depths", "20", "--seeds", "1", "--iterations", "2", "--batch-size", "10"]
     out = tmp_path / "out"
     arguments = ["experiment", "degradation", *tiny, "--no-fused", "--jobs", "1"]
     assert cli.main([*arguments, "--response-images", "0", "--out", str(out)]) == 0
-    assert "CIFAR-10; 2 iterations of batch 25; one seed." in capsys.readouterr().out
+    assert "CIFAR-10; 2 iterations of batch 10; one seed." in capsys.readouterr().out
     assert "rocedural" not in (out / "table.md").read_text()
     assert "rocedural" not in str(figures_title(out / "errors.png"))
     # the files may lie elsewhere when it goes on
