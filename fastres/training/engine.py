@@ -318,6 +318,8 @@ class Trainer:
             best_top1=max(top1, progress.best_top1),
         )
         self._totals.zero_()
+        self._skipped_before = 0
+        self._train_loader.start_count()
         # best first: a kill between the two repeats the epoch and writes the same best again
         self._save(*(["best.pt"] if best else []), "last.pt")
         self._check_stop()

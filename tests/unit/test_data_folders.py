@@ -7,10 +7,14 @@ import builtins
 import numpy as np
 import pytest
 import torch
-from training_runs import tiny_config
+from training_runs import rows, tiny_config
 
+from fastres import cli
 from fastres.training.config import TrainConfig
 from fastres.training.data import open_source
+from fastres.training.data.loader import Loader
+from fastres.training.data.sampler import TrainSampler
+from fastres.training.data.views import Geometry
 from fastres.training.errors import DataError, UsageError
 
 Image = pytest.importorskip("PIL.Image")
@@ -29,8 +33,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def _open(folder):
-    return open_source(TrainConfig.build("imagefolder", data_dir=str(folder), image_size=16))
+def _open(folder, **options):
+    config = TrainConfig.build("imagefolder", data_dir=str(folder), image_size=16, **options)
+    return open_source(config)
 
 
 def test_imagefolder_batches(folder):
@@ -62,6 +67,105 @@ def test_broken_image_is_named(folder, content):
         source.train.__getitems__([(0, 3), (0, 4)])
 
 
+def _break(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"nothing")
+
+
+def test_skipping_is_opt_in_and_keeps_the_size_of_a_training_batch(folder):
+    _break(folder, "train/ant/2.png", "train/bee/0.png", "val/bee/0.png")
+    with pytest.raises(DataError, match=r"cannot read the image .*ant.2\.png"):
+        _open(folder).train.__getitems__([(0, 2)])
+    source = _open(folder, skip_broken=True)
+    raw = source.train.fetch([(0, 2), (0, 5), (0, 1)])
+    assert raw.labels.tolist() == [1, 1, 0]  # the next that can be read, two further on
+    assert len(raw.images) == 3
+    assert [name.split(":")[0] for name in raw.skipped] == [
+        f"cannot read the image {folder / name}" for name in ("train/ant/2.png", "train/bee/0.png")
+    ]
+    test = source.held_out.fetch([(0, index) for index in range(4)])
+    assert test.labels.tolist() == [0, 0, 1]
+    assert len(test.skipped) == 1
+
+
+def test_when_nothing_can_be_read_the_run_ends(folder):
+    paths = [str(path.relative_to(folder)) for path in (folder / "train").rglob("*.png")]
+    _break(folder, *paths)
+    with pytest.raises(DataError, match="no image can be read; the last: cannot read the image"):
+        _open(folder, skip_broken=True).train.__getitems__([(0, 2)])
+
+
+def test_a_run_counts_what_it_skips(folder, tmp_path, capsys):
+    _break(folder, "train/ant/2.png", "val/bee/0.png")
+    command = ["train", "--data", "imagefolder", "--data-dir", str(folder), "--image-size", "16",
+               "--model", "resnet18", "--no-fused", "--device", "cpu", "--epochs", "2",
+               "--batch-size", "6", "--lr", "0.001"]  # fmt: skip
+    out = tmp_path / "run"
+    assert cli.main([*command, "--out", str(out)]) == 2
+    assert "cannot read the image" in capsys.readouterr().err
+    out = tmp_path / "other"
+    assert cli.main([*command, "--skip-broken", "--out", str(out)]) == 0
+    assert "1 broken images skipped" in capsys.readouterr().out
+    assert [row["skipped"] for row in rows(out / "epochs.csv")] == ["1", "1"]
+    _break(folder, "val/bee/1.png", "val/ant/0.png", "val/ant/1.png")
+    assert cli.main([*command, "--skip-broken", "--out", str(tmp_path / "third")]) == 2
+    assert "no image of the split that is evaluated could be read" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("crop", ["side", "area"])
+def test_workers_change_nothing(folder, crop):
+    split = _open(folder, color="alexnet", crop=crop).train
+    loaders = [
+        Loader(split, TrainSampler(6, 2, 0), workers, pin_memory=False) for workers in (0, 2)
+    ]
+    for epoch, start in ((0, 0), (1, 1)):
+        for loader in loaders:
+            loader.sampler.seek(epoch, start)
+        pairs = list(zip(*loaders, strict=True))
+        assert len(pairs) == 3 - start
+        for raw, other in pairs:
+            assert torch.equal(raw.images, other.images)
+            assert torch.equal(raw.draws["shift"], other.draws["shift"])
+    loaders[1].close()
+
+
+def test_the_shorter_side_is_drawn_from_256_to_480():
+    """The transform itself, on an image whose rows tell how far it was scaled."""
+    geometry = Geometry(224, (256, 480))
+    view = geometry.training()
+    resize = view.transforms[0]
+    image = Image.fromarray(np.zeros((100, 150, 3), dtype=np.uint8))
+    torch.manual_seed(0)
+    sides = [min(resize(image).size) for _ in range(400)]
+    assert min(sides) < 262
+    assert max(sides) > 474
+    assert set(sides) <= set(range(256, 481))
+    assert 350 < np.mean(sides) < 386
+    assert view(image).shape == (3, 224, 224)
+    assert view(image).dtype == torch.uint8
+
+
+def test_geometry_follows_the_image_size_unless_it_is_given():
+    assert Geometry(224).sides == (256, 480)
+    assert Geometry(112).sides == (128, 240)
+    assert Geometry(112, (120, 200)).sides == (120, 200)
+    wide = Image.fromarray(np.zeros((100, 300, 3), dtype=np.uint8))
+    assert Geometry(112, (120, 200)).testing()(wide).shape == (3, 112, 112)
+    kinds = [
+        type(part).__name__ for part in Geometry(8, crop="area", flip=False).training().transforms
+    ]
+    assert kinds == ["RandomResizedCrop", "PILToTensor"]
+
+
+def test_a_test_image_is_the_centre_of_the_scaled_one(folder):
+    source = _open(folder)
+    got = source.held_out.fetch([(0, 1)]).images[0]
+    image = source.held_out.store.image(1).resize((18, 23), Image.Resampling.BILINEAR)
+    expected = np.array(image)[4:20, 1:17].transpose(2, 0, 1)
+    assert np.array_equal(got.numpy(), expected)
+
+
 def test_empty_class_folder_is_named(folder):
     (folder / "train" / "cat").mkdir()
     (folder / "train" / "cat" / "notes.txt").touch()
@@ -82,7 +186,7 @@ def test_missing_folders_and_classes_are_named(folder, tmp_path):
         _open(tmp_path / "bare")
 
 
-@pytest.mark.parametrize("data", ["cifar10", "imagefolder"])
+@pytest.mark.parametrize("data", ["cifar10", "imagefolder", "webdataset"])
 def test_data_dir_is_asked_for(data):
     with pytest.raises(UsageError, match=f"data '{data}' needs data_dir"):
         open_source(TrainConfig.build(data))
