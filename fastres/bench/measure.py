@@ -18,9 +18,10 @@ from .traffic_model import Machine
 from .workload import Workload
 
 LEAST_ROUNDS = 5  # taken even where the time is up
-_CHECK = 12  # steps of the baseline that a reference in higher precision takes, about
+_CHECK = 5  # first calls of the baseline that a reference in higher precision takes (measured: 3)
 _ROUNDS_LEAST = 15.0  # seconds that the rounds after a compilation need
-_FAULTS = 4  # calls of each implementation after its last round
+_PREPARE_LEAST = 10.0  # seconds that an implementation has in any case
+_FAULTS = 3  # calls of each implementation after its last round
 _CPU_STEPS = 3  # of a memory measurement
 
 
@@ -107,7 +108,7 @@ class _Timing:
         on_gpu = self.comparison.workload.device.type == "cuda"
         # on a CPU the check of a first wave would spare the second one its page faults
         first = [name for name in wanted if name not in slow] if on_gpu else wanted
-        self._prepare(first, last=False)
+        self._prepare(first, last=not (on_gpu and slow))
         self._wave(again=bool(on_gpu and slow))
         if on_gpu and slow:
             self.report(("partial", self._measured()))
@@ -123,8 +124,8 @@ class _Timing:
             self.report(("preparing", name))
             limit = None
             if self.left is not None:
-                share = len(names) - number if last else 3
-                limit = max((self.left - _ROUNDS_LEAST) / share, 5.0)
+                share = max(len(names) - number, 1 if last else 2)
+                limit = max((self.left - _ROUNDS_LEAST) / share, _PREPARE_LEAST)
             self.comparison.prepare(choice.resolve(name), limit=limit)
             if self.comparison.workload.device.type == "cuda":
                 torch.cuda.empty_cache()

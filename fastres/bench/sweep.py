@@ -160,8 +160,9 @@ class Sweep:
         left = self._left
         if left is None:
             return _LONGEST
-        # a hang must not take the time of all the others, a slow case may take more than its share
-        return max(min(left, max(4 * share, 120.0)), _LEAST) + _GRACE
+        # a hang must not take the time of all the others, a slow case may take more than its share:
+        # what it has measured is worth nothing before it is checked
+        return max(min(left, 4 * share), 2 * share, _LEAST) + _GRACE
 
     def _may_repeat(self) -> bool:
         return self._left is None or self._left > _LEAST
