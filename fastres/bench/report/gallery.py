@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import figures, select
 from .figures import Figure
 from .markup import slug
-from .records import Profile, Results
+from .records import Case, Profile, Results
 
 TITLES = {
     "train": "Training: every implementation",
@@ -29,10 +29,19 @@ def compared(results: Results, kind: str, device: str) -> list[Figure]:
     return _some(figures.speeds(key, TITLES[kind], select.apart(found)))
 
 
+def memory_cases(results: Results, device: str) -> list[Case]:
+    """Networks whose peak is known; of one that was measured for it, that measurement."""
+    found: dict[tuple[bool, str], Case] = {}
+    for kind in ("train", "memory", "infer"):
+        for case in select.latest(results, kind, device):
+            if any(run.peak_bytes is not None for run in case.runs.values()):
+                found[kind == "infer", case.title] = case
+    return list(found.values())
+
+
 def memory(results: Results, device: str) -> list[Figure]:
     """Peaks of all networks."""
-    kinds = ("train", "infer", "memory")
-    found = [case for kind in kinds for case in select.apart(select.latest(results, kind, device))]
+    found = select.apart(memory_cases(results, device))
     key = f"{prefix(results, device)}memory"
     return _some(figures.memories(key, "Peak memory of a step", found))
 

@@ -205,11 +205,22 @@ def _reading(drawing: Figure) -> str:
 
 
 def _memory(results: Results) -> Markup:
+    def make(results: Results, device: str) -> Markup:
+        found = gallery.memory_cases(results, device)
+        if not found:
+            return text("")
+        drawings = [figure(one) for one in gallery.memory(results, device)]
+        measured = [case for case in found if case.kind == "memory"]
+        if measured:  # the others have their table in their own section
+            rows = tables.cases(f"Peak memory on {device}", measured)
+            drawings.append(details("All numbers", rows))
+        return join(drawings)
+
     note = (
         "What the steps bring along beyond weights and inputs: on a GPU allocated memory, on a CPU "
         "the growth of a fresh process, libraries' scratch memory included."
     )
-    return _with_note(note, _per_device(results, _drawings(gallery.memory)))
+    return _with_note(note, _per_device(results, make))
 
 
 def _drawings(make: Callable[[Results, str], list[Figure]]) -> Callable[[Results, str], Markup]:

@@ -86,7 +86,10 @@ def apart(cases: Sequence[Case]) -> list[Case]:
     """Without those that are a point of a curve and nothing else."""
     swept = [case for sweep in sweeps(cases) for _, case in sweep.cases]
     shown = representative(cases)
-    return [case for case in cases if case in shown or case not in swept]
+    # where there is no ratio, the last of each curve stands for it
+    last = [sweep.cases[-1][1] for sweep in sweeps(cases)]
+    kept = [case for case in last if not _has_ratio(case)]
+    return [case for case in cases if case in shown or case in kept or case not in swept]
 
 
 @dataclass(frozen=True)

@@ -137,9 +137,8 @@ def roofline(figure: Roofline, key: str, width: int, classes: str) -> str:
     for tick in decades(*ys):
         y = at(xs[0], tick)[1]
         canvas.line("grid", left, y, right, y)
-        canvas.text(
-            left - 6, y + 4, scaled(tick, "flop/s").replace(".00", ""), "small", anchor="end"
-        )
+        power, unit = scaled(tick, "flop/s").split()
+        canvas.text(left - 6, y + 4, f"{float(power):g} {unit}", "small", anchor="end")
     _x_labels(canvas, [(at(x, ys[0])[0], _plain(x)) for x in decades(*xs)], bottom)
     canvas.text((left + right) / 2, bottom + 36, "flop per byte", "small", anchor="middle")
     start = max(xs[0], ys[0] / figure.bandwidth)
