@@ -37,6 +37,8 @@ class Feed:
         self._loader = Loader(split, sampler, workers, pin_memory=on_gpu)
         self._finish = split.finisher(device, layout) if isinstance(split, RawSplit) else None
         self._stream = torch.cuda.Stream(device) if on_gpu else None
+        if on_gpu:  # what finishes batches was made on the current stream
+            self._stream.wait_stream(torch.cuda.current_stream(device))
         self.start_count()
 
     def start_count(self) -> None:
