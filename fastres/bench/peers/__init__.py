@@ -24,7 +24,7 @@ from . import (
 )
 from .compiled import COMPILED, FROZEN, MAX_AUTOTUNE, REDUCE_OVERHEAD
 from .convolutions import CONVOLUTIONS
-from .cuda_graph import EAGER_GRAPH, FUSED_GRAPH
+from .cuda_graph import EAGER_GRAPH, FUSED_GRAPH, OPTIMIZED_GRAPH
 from .cudnn_frontend import CUDNN
 from .eager import EAGER, EAGER_NCHW
 from .jax_flax import FLAX
@@ -49,6 +49,7 @@ __all__ = [
     "MAX_AUTOTUNE",
     "ONNX_RUNTIME",
     "OPTIMIZED",
+    "OPTIMIZED_GRAPH",
     "PEERS",
     "REDUCE_OVERHEAD",
     "TIMM",
