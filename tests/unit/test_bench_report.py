@@ -11,7 +11,7 @@ from pathlib import Path
 import bench_files
 import pytest
 
-from fastres.bench.peers import CONVOLUTIONS, EAGER, FUSED
+from fastres.bench.peers import CONVOLUTIONS, EAGER, EAGER_GRAPH, FUSED, FUSED_GRAPH
 from fastres.bench.report import load, select, units
 from fastres.bench.report.page import page
 
@@ -189,6 +189,15 @@ def test_noise_is_said_and_only_where_it_is(tmp_path):
     assert ("li", "class", "unsure") in parsed.attributes
     assert "<pattern" in loud
     assert "Striped: noisy." in loud
+
+
+def test_cuda_graphs_are_compared_with_each_other(tmp_path):
+    graph = bench_files.run(0.008, 16, 1.8)
+    graph["times_faster_than"][EAGER_GRAPH] = bench_files.ratio(1.4)
+    one = bench_files.case(others={FUSED_GRAPH: graph})
+    text, _ = of(tmp_path, {"cases": bench_files.named(one)})
+    assert "CUDA graphs of both: 1.40× (1.37 to 1.43)" in text
+    assert text.count('class="value">1.50×') == 1
 
 
 def test_a_bound_is_no_competitor(full):

@@ -27,6 +27,7 @@ def test_old_files_tell_kind_model_and_size_by_their_workload():
     assert (found.model, found.note) == ("torchvision.resnet50", "NCHW script")
     found = cases["resnet50 bf16 inference, batch 1"]
     assert (found.kind, found.model, found.note) == ("infer", "resnet50", "")
+    assert load._note("gpu resnet50 bf16", "train", "resnet50", "bf16", (256, 224)) == ""
     assert cases["bottleneck layer1 bf16"].kind == "block"
     assert {case.kind for name, case in cases.items() if "bn_" in name} == {"op"}
 

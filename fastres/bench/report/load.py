@@ -25,7 +25,7 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "
 _NETWORK = re.compile(r"(?P<model>\S+) \S+, batch \d+, (?P<size>\d+)x\d+")
 _FILLER = (
     "training", "step", "sgd", "inference", "cifar", "batch", "image",
-    "images", "size", "px", "device", "cpu", "cuda", "on", "of", "at", "with", "and",
+    "images", "size", "px", "device", "cpu", "gpu", "cuda", "on", "of", "at", "with", "and",
     "channels_last",
 )  # fmt: skip
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..peers import EAGER, FUSED, OPTIMIZED
+from ..peers import EAGER, EAGER_GRAPH, FUSED, FUSED_GRAPH, OPTIMIZED
 from ..timing import NOISY
 from . import gallery, select, tables, units
 from .environments import environments
 from .figures import BOUND, Figure, Lines, Roofline
-from .markup import Markup, element, join, slug, text
+from .markup import Markup, element, join, marked, slug, text
 from .records import Case, Profile, Results
 from .style import CSS
 from .svg import drawn
@@ -130,6 +130,10 @@ def _tile(case: Case) -> Markup:
         value = element("span", f"{ratio.median:.2f}×", class_="value")
         lines.append([f"{interval}, {rounds}"])
     lines.append([f"{units.duration(run.seconds)} a step"])
+    graph = case.runs.get(FUSED_GRAPH)
+    both = graph.faster_than.get(EAGER_GRAPH) if graph is not None else None
+    if both is not None:
+        lines.append(["CUDA graphs of both: ", marked(str(both))])
     base = case.runs[EAGER].peak_bytes if EAGER in case.runs else None
     if run.peak_bytes and base:
         lines.append([f"{run.peak_bytes / base:.2f}× eager's memory"])
