@@ -193,7 +193,7 @@ def test_other_options_are_refused_by_name(whole, capsys):
     before = tables(whole)
     assert experiment(whole, "--lr", "0.3", "--seeds", "0,3,4") == 2
     error = capsys.readouterr().err
-    assert "was started with other options: seeds was 0,3, now 0,3,4; lr was 0.1, now 0.3" in error
+    assert "was started with other options: seeds was 0,3, now 0,3,4; lr was 0.04, now 0.3" in error
     assert experiment(whole, kind="shortcuts") == 2
     assert "experiment was degradation, now shortcuts" in capsys.readouterr().err
     assert tables(whole) == before
