@@ -17,6 +17,7 @@ from .peers import (
     FROZEN,
     FUSED,
     FUSED_GRAPH,
+    ONNX_RUNTIME,
     OPTIMIZED,
     REDUCE_OVERHEAD,
     Peer,
@@ -24,15 +25,17 @@ from .peers import (
 from .plan import BLOCK, INFER, MEMORY, OPERATOR, Spec
 
 # measured if nothing is asked for; a peer that is not installed has a row that says so
-_ONNX = "ONNX Runtime"
 _DEFAULTS = {
     ("cpu", plan.TRAIN): (EAGER, FUSED, EAGER_NCHW, COMPILED),
-    ("cpu", INFER): (EAGER, OPTIMIZED, FUSED, EAGER_NCHW, FROZEN),
+    ("cpu", INFER): (EAGER, OPTIMIZED, FUSED, EAGER_NCHW, FROZEN, ONNX_RUNTIME),
     ("cpu", MEMORY): (EAGER, FUSED, EAGER_NCHW),
     ("cuda", plan.TRAIN): (
         EAGER, FUSED, EAGER_NCHW, EAGER_GRAPH, FUSED_GRAPH, COMPILED, REDUCE_OVERHEAD,
     ),
-    ("cuda", INFER): (EAGER, OPTIMIZED, FUSED, COMPILED, REDUCE_OVERHEAD),
+    ("cuda", INFER): (
+        EAGER, OPTIMIZED, FUSED, EAGER_GRAPH, "fastres.optimize CUDA graph", COMPILED,
+        REDUCE_OVERHEAD, ONNX_RUNTIME,
+    ),
     ("cuda", MEMORY): (EAGER, FUSED, EAGER_GRAPH, FUSED_GRAPH),
 }  # fmt: skip
 _PARTS = (EAGER, FUSED, EAGER_NCHW, COMPILED)  # of blocks and operators
@@ -109,10 +112,10 @@ def defaults(spec: Spec, seconds: float | None) -> tuple[list[str], dict[str, st
     the reason for each that is left out."""
     place = "cuda" if spec.device.startswith("cuda") else "cpu"
     wanted = list(_PARTS if spec.kind in (BLOCK, OPERATOR) else _DEFAULTS[place, spec.kind])
-    if spec.kind == INFER and _ONNX in peers.PEERS:
-        wanted.append(_ONNX)
     chosen, left_out = [], {}
     for name in wanted:
+        if name not in peers.PEERS:
+            continue
         reason = _too_slow(spec, place, seconds) if is_slow(name) else None
         if reason is None:
             chosen.append(name)

@@ -213,7 +213,8 @@ class _Settled:
             "kind": args.kind, "model": models, "batch": batch, "dtype": dtypes,
             "image_size": sizes, "implementations": names, "rounds": args.rounds,
             "threads": threads, "device": self.device,
-            "machine": environment.device_facts(torch.device(self.device))["name"],
+            "machine": torch.cuda.get_device_name(self.device) if on_gpu
+            else environment.cpu_model(),
             "optimizer": optimizer, "keep_memory": args.keep_memory, "floor": with_floor,
             "torch": torch.__version__, "commit": environment.commit(),
         }  # fmt: skip
@@ -286,11 +287,15 @@ class _Settled:
         from .sweep import Sweep
 
         if self.device == "cpu":
-            # here, where it also builds the C++ kernels before anything is timed
-            facts = environment.record(torch.device("cpu"))
-        else:
+            # builds the C++ kernels, before anything is timed
+            environment.record(torch.device("cpu"))
+
+        def facts() -> dict[str, Any]:
+            if self.device == "cpu":
+                return environment.record(torch.device("cpu"))
             # a CUDA context of this process would take memory from those that measure
-            facts = isolated.call(_facts, self.device)
+            return isolated.call(_facts, self.device)
+
         with Progress(len(self.specs)) as progress:
             Sweep(self.specs, self.options, store, facts, progress).run()
 
@@ -322,12 +327,7 @@ def _print_results(store: Store) -> int:
         if not rows.measured_names(case):
             code = 1
     if store.cases:
-        environment = next(iter(store.cases.values()))["environment"]
-        device = environment["device"]
-        title = (
-            f"{device['name']}, {device['cpu']['threads']} threads, torch {environment['torch']}"
-        )
-        print_table(title, rows.HEADER, told)
+        print_table(_title(store.cases), rows.HEADER, told)
     if store.largest:
         from . import largest_batch, largest_sweep
 
@@ -341,6 +341,17 @@ def _print_results(store: Store) -> int:
         print("the same command goes on with these")
     print(f"results: {store.path} and {store.path.with_suffix('.csv').name}")
     return code
+
+
+def _title(cases: dict[str, Any]) -> str:
+    """The machine of the first case that says where it was measured."""
+    for case in cases.values():
+        facts = case["environment"]
+        if "device" in facts:
+            device = facts["device"]
+            threads = device["cpu"]["threads"]
+            return f"{device['name']}, {threads} threads, torch {facts['torch']}"
+    return "nothing was measured"
 
 
 def _compare(old: Path, new: Path, threshold: float) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..backends import rows_per_channel
 from .operator_calls import with_channels_last
 from .traffic_model import OPTIMIZER, Machine, Operation
 from .workload import CPU, Batch, Workload, make_step, output_shape
@@ -48,10 +50,14 @@ def _operations(workload: Workload, machine: Machine) -> Iterable[Operation]:
 def _recorded(workload: Workload, machine: Machine) -> list[Operation]:
     # imported on first use: `import fastres.bench` must not import Triton
     from ..kernels import tuned
+    from .traffic_model_plans import moments_from
     from .traffic_model_recorder import Recorder
 
     out = None if workload.classes is not None else output_shape(workload)
-    with FakeTensorMode(), tuned.choosing_for(machine.gpu, machine.family):
+    with FakeTensorMode(), tuned.choosing_for(machine.gpu, machine.family), ExitStack() as stack:
+        if workload.device.type == "cuda":
+            # fake tensors are on no device, and the kernels are a GPU's
+            stack.enter_context(moments_from(rows_per_channel(workload.device)))
         module = with_channels_last(workload.build(True)).train(not workload.inference)
         dtype = workload.autocast if workload.input_gradients else None
         inputs = tuple(
@@ -64,7 +70,6 @@ def _recorded(workload: Workload, machine: Machine) -> list[Operation]:
         if out is not None:
             target = torch.empty(out, dtype=dtype)
             target = target.contiguous(memory_format=torch.channels_last)
-        # fake tensors are on no device
         step = make_step(replace(workload, device=CPU), module, [Batch(inputs, target)])
         recorder = Recorder(module)
         with recorder:

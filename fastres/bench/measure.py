@@ -12,7 +12,7 @@ import torch
 from . import cases, choice, environment, floor, isolated, memory, traffic_model_machines
 from .case import keep_memory
 from .compare import FAILED, MEASURED, SKIPPED, Comparison, Entry, describe
-from .peers import EAGER
+from .peers import EAGER, FUSED
 from .plan import MEMORY, Spec
 from .traffic_model import Machine
 from .workload import Workload
@@ -136,6 +136,8 @@ class _Timing:
             return
         try:
             entry.memory = memory.cuda_peak(entry.step)
+            if entry.name in (EAGER, FUSED) and not self.comparison.workload.inference:
+                entry.memory["saved_bytes"] = memory.saved_bytes(entry.step)
         except RuntimeError as error:  # out of memory is one
             entry.memory = {"reason": describe(error)}
 

@@ -51,7 +51,7 @@ class Sweep:
         specs: all cases, in order.
         options: how.
         store: where results go, loaded.
-        facts: the environment, for a case whose process cannot tell.
+        facts: gives the environment, for a case whose process cannot tell.
         progress: shown to the user.
         clock: seconds.
     """
@@ -59,7 +59,7 @@ class Sweep:
     specs: Sequence[Spec]
     options: Options
     store: Store
-    facts: dict[str, Any]
+    facts: Callable[[], dict[str, Any]]
     progress: Progress
     clock: Callable[[], float] = time.monotonic
     _took: list[tuple[Spec, float]] = field(default_factory=list)
@@ -153,8 +153,14 @@ class Sweep:
                 if error.crashed and culprit not in (None, EAGER) and self._may_repeat():
                     order = replace(order, without={**order.without, culprit: (FAILED, reason)})
                     continue
-                return empty_case(spec, _failed(order, culprit, reason), self.facts)
+                return empty_case(spec, _failed(order, culprit, reason), self._facts())
             return self._measured(spec, measured)
+
+    def _facts(self) -> dict[str, Any]:
+        try:
+            return self.facts()
+        except isolated.IsolatedError as error:
+            return {"reason": str(error)}
 
     def _limit(self, share: float | None) -> float:
         left = self._left

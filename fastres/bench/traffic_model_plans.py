@@ -130,7 +130,7 @@ def record(
         stack.enter_context(_providers(variant.providers))
         # the tensors are on no GPU, and the plan is for one
         rows = rows_per_channel(torch.device("cuda")) if variant.moments else math.inf
-        stack.enter_context(_moments_from(rows))
+        stack.enter_context(moments_from(rows))
         module = with_channels_last(workload.build(variant.fused)).train()
         if variant.layer_by_layer:
             _layer_by_layer(module)
@@ -205,7 +205,7 @@ def _batch(workload: Workload) -> Batch:
 
 
 @contextmanager
-def _moments_from(rows: float) -> Iterator[None]:
+def moments_from(rows: float) -> Iterator[None]:
     """Let the moment form be worth its while from so many rows per channel."""
     before = whole_blocks.rows_per_channel
     whole_blocks.rows_per_channel = lambda device: rows

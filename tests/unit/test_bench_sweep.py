@@ -67,7 +67,7 @@ def make(path, found=None, *, clock=None, options=None, **identity):
     store = Store(path, {**IDENTITY, **identity}, [spec.name for spec in found])
     store.load()
     extra = {} if clock is None else {"clock": clock}
-    return Sweep(found, options, store, {}, Quiet(), **extra)
+    return Sweep(found, options, store, dict, Quiet(), **extra)
 
 
 @pytest.fixture
