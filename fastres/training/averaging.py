@@ -40,6 +40,12 @@ class Average:
         """The network's state_dict under "model", and the number of updates."""
         return {"model": self.module.state_dict(), "updates": int(self._averaged.n_averaged)}
 
+    def resume(self, state: dict[str, Any] | None, module: nn.Module) -> bool:
+        """Takes over a checkpoint's state; without one starts from `module` and returns False."""
+        started = {"model": module.state_dict(), "updates": 1}
+        self.load_state_dict(started if state is None else state)
+        return state is not None
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["model"])
         self._averaged.n_averaged.copy_(torch.tensor(state["updates"]))

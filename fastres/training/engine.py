@@ -22,7 +22,13 @@ from fastres.training.data.normalize import check_same_normalize
 from fastres.training.data.sampler import EvaluationSampler, TrainSampler
 from fastres.training.data.source import Source, Split
 from fastres.training.distributed import World
-from fastres.training.errors import CheckpointError, Stopped, TrainingError, UsageError
+from fastres.training.errors import (
+    CheckpointError,
+    Stopped,
+    TrainingError,
+    UsageError,
+    out_of_memory,
+)
 from fastres.training.evaluate import Metrics, evaluate
 from fastres.training.graph import GraphedStep, Graphs, cuda_graphs
 from fastres.training.logs import RunLog
@@ -31,6 +37,8 @@ from fastres.training.progress import Progress, Result, epoch_row
 from fastres.training.reporter import Silent, epoch_line
 from fastres.training.schedule import WARMUP_WINDOW, make_schedule
 from fastres.training.signals import StopSignals
+
+_NAMED = 20  # broken images that are skipped and named one by one
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,6 +97,7 @@ class Trainer:
         normalize = source.normalize
         self._normalize = None if normalize is None else normalize.as_dict()
         self._skipped_before = 0
+        self._named: set[str] = set()
         self._log_positions: dict[str, int] = {}
         self._log: RunLog | None = None
         self._stop = StopSignals()
@@ -131,7 +140,8 @@ class Trainer:
         self._lr = state["optimizer"]["param_groups"][0]["lr"]
         set_lr(self.optimizer, self._lr)
         self.schedule.load_state_dict(state["schedule"])
-        self._resume_average(path, state.get("average"))
+        if self.average is not None and not self.average.resume(state.get("average"), self.module):
+            self.reporter.note(f"resume: {path} holds no averaged network, the average starts here")
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.progress = Progress(**state["progress"])
@@ -150,19 +160,10 @@ class Trainer:
             f"resumed {path} at epoch {self.progress.epoch + 1}, step {self.progress.step}"
         )
 
-    def _resume_average(self, path: Path, saved: dict[str, Any] | None) -> None:
-        if self.average is None:
-            return
-        if saved is not None:
-            self.average.load_state_dict(saved)
-            return
-        self.average.load_state_dict({"model": self.module.state_dict(), "updates": 1})
-        self.reporter.note(f"resume: {path} holds no averaged network, the average starts here")
-
     def _save(self, *names: str) -> None:
         generators = self.world.gather(rng.capture())
         progress = self.progress
-        progress.skipped = self._skipped_before + self._count_skipped()
+        progress.skipped = self._skipped_before + self._count_skipped(self._train_loader)
         totals = self.world.sum_(self._totals.clone()).tolist()
         progress.loss_sum, progress.correct = totals
         if self._log is None:
@@ -201,7 +202,8 @@ class Trainer:
                     self._test(self.source.test)
             return self.result
         except torch.OutOfMemoryError as error:
-            raise TrainingError(self._out_of_memory()) from error
+            sizes = self.config.batch_size, self.world.size
+            raise TrainingError(out_of_memory(*sizes, self.config.amp)) from error
         finally:
             self._train_loader.close()
             self._held_out_loader.close()
@@ -272,11 +274,16 @@ class Trainer:
             seen = correct, images
         self.schedule.warmup.observe(100 - 100 * seen[0] / seen[1])
 
-    def _count_skipped(self) -> int:
-        """Images of the epoch that no process could read, since this one started or went on."""
+    def _count_skipped(self, feed: Feed) -> int:
+        """Times that a process could not read an image since its feed's count began; names them."""
         if not self.config.skip_broken:
             return 0
-        return sum(self.world.gather(len(self._train_loader.skipped)))
+        names = [name for part in self.world.gather(feed.skipped) for name in part]
+        for name in dict.fromkeys(names):
+            if name not in self._named and len(self._named) < _NAMED:
+                self._named.add(name)
+                self.reporter.note(f"skipped: {name}")
+        return len(names)
 
     def _optimise(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What a step does on the device, and what a graph captures; returns the loss's sum."""
@@ -301,8 +308,9 @@ class Trainer:
         loss_sum, correct = self.world.sum_(self._totals.clone()).tolist()
         if not math.isfinite(loss_sum):
             self._raise_not_finite(loss_sum)
-        progress.skipped = self._skipped_before + self._count_skipped()
+        progress.skipped = self._skipped_before + self._count_skipped(self._train_loader)
         metrics, averaged = self._evaluate(self._held_out_loader)
+        progress.skipped += self._count_skipped(self._held_out_loader)
         lr = self.schedule.lr(progress.iteration - 1)
         row = epoch_row(progress, loss_sum, correct, lr, metrics, averaged)
         self.result.rows.append(row)
@@ -339,6 +347,7 @@ class Trainer:
         for place, module in enumerate((self.module, self.average and self.average.module)):
             if module is not None:
                 self.world.share_buffers(module)
+                loader.start_count()
                 metrics[place] = evaluate(
                     module, loader, self._place, self._autocast, self.world, check
                 )
@@ -370,15 +379,6 @@ class Trainer:
         raise TrainingError(
             f"the loss is {loss} at iteration {self.progress.iteration} "
             f"(lr {self._lr:g}): lower lr{kept}"
-        )
-
-    def _out_of_memory(self) -> str:
-        config = self.config
-        per_device = -(-config.batch_size // self.world.size)
-        return (
-            f"out of GPU memory with {per_device} images of a step on this GPU "
-            f"(batch_size {config.batch_size}, amp {config.amp}): try --batch-size "
-            f"{max(2, config.batch_size // 2)}" + ("" if config.amp != "none" else " or --amp bf16")
         )
 
     def _log_step(self, loss: torch.Tensor) -> None:

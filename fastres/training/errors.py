@@ -30,3 +30,12 @@ class Stopped(TrainingError):
         super().__init__(message)
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def out_of_memory(batch_size: int, processes: int, amp: str) -> str:
+    """What was tried when a GPU had no more memory, and what to lower."""
+    return (
+        f"out of GPU memory with {-(-batch_size // processes)} images of a step on this GPU "
+        f"(batch_size {batch_size}, amp {amp}): try --batch-size "
+        f"{max(2, batch_size // 2)}" + ("" if amp != "none" else " or --amp bf16")
+    )

@@ -14,7 +14,7 @@ _PLAIN_PERIOD = 30.0  # seconds between two lines inside a long epoch
 def epoch_line(row: dict[str, Any], epochs: int, held_out_name: str) -> str:
     """One epoch in one line."""
     averaged = "" if row["ema_top1"] is None else f"averaged {row['ema_top1']:.2f}%  "
-    skipped = f"  {row['skipped']} broken images skipped" if row["skipped"] else ""
+    skipped = f", broken images skipped: {row['skipped']}" if row["skipped"] else ""
     return (
         f"epoch {row['epoch']}/{epochs}  lr {row['lr']:.4g}  train loss {row['train_loss']:.4f}  "
         f"train {row['train_top1']:.2f}%  {held_out_name} loss {row['loss']:.4f}  "
