@@ -6,7 +6,6 @@ import math
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
