@@ -191,6 +191,20 @@ def test_noise_is_said_and_only_where_it_is(tmp_path):
     assert "Striped: noisy." in loud
 
 
+def test_a_noisy_time_is_a_range_and_a_noisy_point_hollow(tmp_path):
+    cases = [bench_files.case(batch=batch) for batch in (1, 4, 16)]
+    quiet, _ = of(tmp_path, {"cases": bench_files.named(*cases)})
+    assert "Hollow" not in quiet
+    seconds = cases[2]["implementations"][FUSED]["seconds"]
+    seconds |= {"lower_quartile": 0.010, "upper_quartile": 0.012}
+    text, _ = of(tmp_path, {"cases": bench_files.named(*cases)})
+    assert "10.0 ms to 12.0 ms a step" in text
+    assert "10.7 ms a step" in quiet
+    assert "10.7 ms a step" not in text
+    assert "Hollow: noisy." in text
+    assert text.count('class="hollow stroke-ours"') == 2  # wide and narrow
+
+
 def test_cuda_graphs_are_compared_with_each_other(tmp_path):
     graph = bench_files.run(0.008, 16, 1.8)
     graph["times_faster_than"][EAGER_GRAPH] = bench_files.ratio(1.4)

@@ -71,6 +71,7 @@ class Line:
     role: str
     number: int
     points: tuple[tuple[float, float], ...]
+    noisy: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Lines:
     lines: tuple[Line, ...]
     doubling: bool
     show: Callable[[float], str] = field(default=digits, compare=False)
+
+    @property
+    def noisy(self) -> bool:
+        return any(any(line.noisy) for line in self.lines)
 
     @property
     def xs(self) -> list[float]:
@@ -148,7 +153,7 @@ def speeds(key: str, title: str, cases: Sequence[Case]) -> Bars | None:
         runs.sort(key=lambda run: -run.ratio.median)
         bars = [_ratio_bar(run.name, run, role(run.name)) for run in runs]
         if bars:
-            bars.append(Bar(EAGER, 1.0, f"1 = {duration(base.seconds)} a step", BASE))
+            bars.append(Bar(EAGER, 1.0, f"1 = {base.step} a step", BASE))
             groups.append((case.title, tuple(bars)))
     return _ratios(key, title, groups)
 
@@ -235,17 +240,20 @@ def _lines(
     show: Callable[[float], str],
 ) -> Lines | None:
     points: dict[str, list[tuple[float, float]]] = {}
+    noisy: dict[str, list[bool]] = {}
     for x, case in sweep.cases:
         for run in _measured(case):
             y = value(run)
             if y is not None and not (role(run.name) == BOUND and show is memory):
                 points.setdefault(run.name, []).append((x, y))
+                noisy.setdefault(run.name, []).append(run.noisy and show is not memory)
     counts: dict[str, int] = {}
     lines = []
     for name, found in points.items():
         kind = role(name)
         if len(found) > 1:
-            lines.append(Line(name, kind, counts.setdefault(kind, 0), tuple(found)))
+            number = counts.setdefault(kind, 0)
+            lines.append(Line(name, kind, number, tuple(found), tuple(noisy[name])))
             counts[kind] += 1
     if not lines:
         return None

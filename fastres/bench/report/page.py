@@ -129,7 +129,7 @@ def _tile(case: Case) -> Markup:
     else:
         value = element("span", f"{ratio.median:.2f}×", class_="value")
         lines.append([f"{interval}, {rounds}"])
-    lines.append([f"{units.duration(run.seconds)} a step"])
+    lines.append([f"{run.step} a step"])
     graph = case.runs.get(FUSED_GRAPH)
     both = graph.faster_than.get(EAGER_GRAPH) if graph is not None else None
     if both is not None:
@@ -199,7 +199,7 @@ def _reading(drawing: Figure) -> str:
     if isinstance(drawing, Roofline):
         return "A circle's area is the operator's share of the time; numbers as in the table."
     if isinstance(drawing, Lines):
-        return ""
+        return "Hollow: noisy." if drawing.noisy else ""
     said = f"{drawing.axis[0].upper()}{drawing.axis[1:]}."
     if drawing.noisy:
         said += f" {'Hollow' if drawing.dots else 'Striped'}: noisy."

@@ -148,6 +148,10 @@ def _lines(axes: Any, figure: Lines) -> None:
         elif line.number:
             style["linestyle"] = ("--", ":", "-.")[(line.number - 1) % 3]
         axes.plot(xs, ys, color=colour, label=line.label, linewidth=1.8, markersize=5, **style)
+        noisy = [point for point, one in zip(line.points, line.noisy, strict=True) if one]
+        if noisy:
+            style = {"marker": style["marker"], "markerfacecolor": "white", "linestyle": "none"}
+            axes.plot(*zip(*noisy, strict=True), color=colour, markersize=5, zorder=3, **style)
     if figure.doubling:
         axes.set_xscale("log", base=2)
         axes.minorticks_off()

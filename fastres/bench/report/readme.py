@@ -48,7 +48,9 @@ def table(found: Results) -> str:
     for case in cases:
         run = select.ours(case)
         size = "–" if case.image_size is None else f"{case.image_size}×{case.image_size}"
-        row = [f"{case.model} {case.dtype}", size, str(case.batch), f"{run.seconds * 1e3:.0f} ms"]
+        ends = run.quartiles if run.noisy else (run.seconds,)
+        step = " to ".join(f"{end * 1e3:.0f}" for end in ends)
+        row = [f"{case.model} {case.dtype}", size, str(case.batch), f"{step} ms"]
         row += [str(run.ratio), _memory(run, case.runs[EAGER])]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
     conditions = dict.fromkeys(_conditions(case) for case in cases)

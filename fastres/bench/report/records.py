@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..peers import EAGER
+from ..timing import NOISY
+from .units import duration
 
 KINDS = ("train", "infer", "block", "op", "memory")
 NETWORKS = ("train", "infer", "memory")  # the kinds whose cases are networks
@@ -48,6 +50,20 @@ class Run:
     def ratio(self) -> Ratio | None:
         """To eager channels_last."""
         return self.faster_than.get(EAGER)
+
+    @property
+    def noisy(self) -> bool:
+        """Whether its seconds are; a ratio can be quiet all the same, a drift cancels in it."""
+        if self.quartiles is None or not self.seconds:
+            return False
+        return (self.quartiles[1] - self.quartiles[0]) / 2 > NOISY * self.seconds
+
+    @property
+    def step(self) -> str:
+        """Its seconds; of noisy ones the quartiles."""
+        if self.noisy:
+            return " to ".join(duration(end) for end in self.quartiles)
+        return duration(self.seconds)
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,10 @@ def lines(figure: Lines, key: str, width: int, classes: str) -> str:
         colour, shape, dash = looks(line)
         places = [at(*point) for point in line.points]
         canvas.path(f"curve stroke-{colour}", places, dash)
-        for (x, y), place in zip(line.points, places, strict=True):
-            canvas.marker(colour, shape, *place, f"{line.label}, {x:g}: {figure.show(y)}")
+        for (x, y), noisy, place in zip(line.points, line.noisy, places, strict=True):
+            style = f"hollow stroke-{colour}" if noisy else colour
+            tip = f"{line.label}, {x:g}: {figure.show(y)}{', noisy' if noisy else ''}"
+            canvas.marker(style, shape, *place, tip)
         ends.append(places[-1][1])
     height = bottom + 44
     if narrow:
