@@ -1,4 +1,4 @@
-"""Something to do once a module has been imported, without importing it."""
+"""What is imported when: something to do once a module has been, and whether this is a command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
+
+
+def is_command() -> bool:
+    """Whether this process was started as `fastres ...` or `python -m fastres ...`."""
+    if "torch" in sys.modules:
+        return False
+    started = getattr(sys, "argv", [])[:1]
+    if started == ["-m"]:  # as long as the packages above a __main__ are imported
+        words = sys.orig_argv
+        return "-m" in words and words[words.index("-m") + 1 :][:1] == ["fastres"]
+    return bool(started) and Path(started[0]).stem == "fastres"
 
 
 def after_import(name: str, action: Callable[[ModuleType], object]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import builtins
-import functools
 import multiprocessing.spawn
 import os
 import sys
@@ -12,12 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
-from ..interop.construction import Fused, install
+from .._imports import after_import
 from .errors import UsageError
 
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMP = {"bf16": "bfloat16", "fp16": "float16"}
+NOTHING = "fastres: nothing was fused (no ResNet of torchvision or timm was made)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +34,8 @@ def main(args: argparse.Namespace) -> int:
     """Run the script as `python SCRIPT ARGS` would, then say in one line what was fused."""
     if not Path(args.script).is_file():
         raise UsageError(f"SCRIPT must be a Python file, got {args.script}")
-    amp = AMP[args.amp] if args.amp else None
-    done = install(amp=amp)
-    children = _install_in_children(amp)
+    fuse_from_here(args.amp)
+    children = _install_in_children(args.amp)
     sys.argv = [args.script, *args.arguments]
     sys.path.insert(0, str(Path(args.script).resolve().parent))
     try:
@@ -46,8 +43,26 @@ def main(args: argparse.Namespace) -> int:
     finally:
         # torchrun starts one process a GPU
         if os.environ.get("RANK", "0") == "0":
-            print(_summary(done, children), file=sys.stderr, flush=True)
+            print(_summary(children), file=sys.stderr, flush=True)
     return 0
+
+
+def fuse_from_here(amp: str | None) -> None:
+    """Have the networks of this process fused, from when their libraries are imported on.
+
+    Nothing is imported here: the script may set environment variables that torch reads as it is
+    imported.
+    """
+
+    def install(library: ModuleType) -> None:
+        import torch
+
+        from ..interop import construction
+
+        construction.install(amp=getattr(torch, AMP[amp]) if amp else None)
+
+    for name in ("torchvision", "timm"):
+        after_import(name, install)
 
 
 def _execute(script: str) -> None:
@@ -68,15 +83,15 @@ class _Children:
     """How many processes have been started, and what each does first: it travels with the data
     that a spawned process is prepared with, and unpickling it installs."""
 
-    def __init__(self, amp: torch.dtype | None) -> None:
+    def __init__(self, amp: str | None) -> None:
         self.amp = amp
         self.started = 0
 
     def __reduce__(self) -> tuple:
-        return functools.partial(install, amp=self.amp), ()
+        return fuse_from_here, (self.amp,)
 
 
-def _install_in_children(amp: torch.dtype | None) -> _Children:
+def _install_in_children(amp: str | None) -> _Children:
     """Have processes that the script spawns, `torch.multiprocessing.spawn`'s too, fuse as well.
 
     Forked ones do anyway.
@@ -92,7 +107,8 @@ def _install_in_children(amp: torch.dtype | None) -> _Children:
     return children
 
 
-def _summary(done: Fused, children: _Children) -> str:
-    if children.started and not done.networks:
+def _summary(children: _Children) -> str:
+    construction = sys.modules.get("fastres.interop.construction")
+    if children.started and not (construction and construction.done.networks):
         return f"fastres: no ResNet in this process; {children.started} that it spawned fuse theirs"
-    return str(done)
+    return str(construction.done) if construction else NOTHING

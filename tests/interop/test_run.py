@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -13,6 +14,10 @@ import pytest
 import torch
 from interop.networks import timm, torchvision
 from interop.works_with import works_with
+
+import fastres
+from fastres.interop.construction import Fused
+from fastres.training.run import NOTHING
 
 SCRIPTS = Path(__file__).parent / "scripts"
 ONE_LINE = "fastres: fused {} blocks of 1 {} ResNet"
@@ -117,7 +122,28 @@ def test_a_script_as_python_runs_it(tmp_path):
         "helper": "beside", "annotations": {},
     }  # fmt: skip
     assert done.stdout.splitlines()[1] == "at the end: __main__, True, fail"
-    assert done.stderr == "fastres: nothing was fused (no ResNet of torchvision or timm was made)\n"
+    assert done.stderr == NOTHING + "\n" == f"{Fused()}\n"
+
+
+@works_with("scripts that set environment variables before they import torch")
+def test_torch_is_the_scripts_to_import():
+    done = subprocess.run(
+        [sys.executable, "-m", "fastres", "run", SCRIPTS / "before_torch.py"],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ONE_LINE.format(8, "torchvision") + "\n"
+    assert json.loads(done.stdout) == {
+        "before": False, "light": True, "threads": 1, "fused": True, "callable": True,
+        "names": sorted(fastres.__all__), "star": True, "nonsense": False,
+    }  # fmt: skip
+
+
+def test_the_command_itself_imports_no_torch():
+    done = python("-X", "importtime", "-m", "fastres", "run", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "multiprocessing.spawn" in done.stderr  # of the module of the command
+    assert not re.search(r"\| +torch(\.|$)", done.stderr, re.MULTILINE)
 
 
 def test_a_script_that_fails(tmp_path):

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # higher imports lower; a package may import itself, and packages of one rank not each other
 RANKS = {
     "cli": 10,
+    "_public": 8,
     "experiments": 9,
     "tuning": 9,
     "evaluation": 9,
