@@ -119,7 +119,9 @@ def main(args: argparse.Namespace) -> int:
     if len(files) == 2:
         if args.kind is not None:
             raise UsageError("compare of two files measures nothing: leave out KIND")
-        return _compare(*files, args.threshold)
+        from . import screen
+
+        return screen.files(*files, args.threshold)
     if files:
         from . import gate
 
@@ -134,7 +136,9 @@ def main(args: argparse.Namespace) -> int:
     store = settled.store(old_path=files[0] if files else None)
     code = settled.measure(store)
     if files:
-        return max(code, _print_comparison(old, store.cases, args.threshold))
+        from . import screen
+
+        return max(code, screen.comparison(old, store.cases, args.threshold))
     return code
 
 
@@ -266,7 +270,9 @@ class _Settled:
                     _say("files differ from the commit: that they are those of before is assumed")
             if missing:
                 self._sweep(store)
-        return _print_results(store)
+        from . import screen
+
+        return screen.results(store)
 
     def _search(self, store: Store) -> None:
         from . import choice, largest_sweep
@@ -310,72 +316,3 @@ def _facts(report: Any, device: str) -> dict[str, Any]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _print_results(store: Store) -> int:
-    from . import choice, rows
-    from .compare import FAILED, REFUSED
-    from .table import print_table
-
-    told, code = [], 0
-    for name, case in store.cases.items():
-        told.append([name, *[""] * (len(rows.HEADER) - 1)])
-        told.extend([f"  {row[0]}", *row[1:]] for row in rows.table_rows(case))
-        for implementation, row in case["implementations"].items():
-            if row["status"] in (FAILED, REFUSED) and choice.is_ours(implementation):
-                code = 1
-        if not rows.measured_names(case):
-            code = 1
-    if store.cases:
-        print_table(_title(store.cases), rows.HEADER, told)
-    if store.largest:
-        from . import largest_batch, largest_sweep
-
-        told = largest_sweep.table_rows(store.largest)
-        print_table("the largest batch that fits", largest_batch.HEADER, told)
-    for line in rows.notes(store.cases):
-        print(line)
-    for name, reason in store.not_reached.items():
-        print(f"not reached: {name}: {reason}")
-    if store.not_reached:
-        print("the same command goes on with these")
-    print(f"results: {store.path} and {store.path.with_suffix('.csv').name}")
-    return code
-
-
-def _title(cases: dict[str, Any]) -> str:
-    """The machine of the first case that says where it was measured."""
-    for case in cases.values():
-        facts = case["environment"]
-        if "device" in facts:
-            device = facts["device"]
-            threads = device["cpu"]["threads"]
-            return f"{device['name']}, {threads} threads, torch {facts['torch']}"
-    return "nothing was measured"
-
-
-def _compare(old: Path, new: Path, threshold: float) -> int:
-    from . import gate
-
-    return _print_comparison(gate.load(old), gate.load(new), threshold)
-
-
-def _print_comparison(old: dict[str, Any], new: dict[str, Any], threshold: float) -> int:
-    from . import gate
-    from .table import print_table
-
-    found, missing = gate.compare(old, new, threshold)
-    if not found:
-        raise UsageError("compare: the files have no measured case in common")
-    title = f"slower by more than {100 * threshold:g}% is a regression, if all of the interval is"
-    print_table(title, gate.HEADER, gate.table_rows(found))
-    for line in gate.conditions(old, new):
-        print(f"differs: {line}")
-    for name in missing:
-        print(f"not in the new file: {name}")
-    failed = [row for row in found if row.failed]
-    for row in failed:
-        print(f"REGRESSION: {row.case}: {row.implementation}: {row.verdict} {row.reason}".rstrip())
-    if not failed:
-        print("no regression of fastres is certain")
-    return 1 if failed else 0
