@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastres.training.data import cifar
+from fastres.training.config import TrainConfig
+from fastres.training.data import cifar, open_source
 from fastres.training.errors import DataError
 
 RECORDS = 20
@@ -156,3 +157,23 @@ def test_missing_folder_file_and_unpacked_archive(tmp_path, binary):
 def test_validation_must_leave_images(binary):
     with pytest.raises(DataError, match="validation must be 0 to 98 images, got 100"):
         cifar.open_cifar10(str(binary), 100, 0)
+
+
+def test_options_change_padding_flip_and_mean(binary):
+    def source(**options):
+        config = TrainConfig.build("cifar10", data_dir=str(binary), validation=10, **options)
+        return open_source(config)
+
+    keys = [(0, index) for index in range(90)]
+    still = source(padding=0, flip=False)
+    assert torch.equal(still.train.fetch(keys).images, still.train.images)
+    flipped = source(padding=0).train.fetch(keys).images
+    mirrored = [torch.equal(a, b.flip(2)) for a, b in zip(flipped, still.train.images, strict=True)]
+    assert 20 < sum(mirrored) < 70
+    default = source()
+    assert (default.train.augment.padding, default.train.augment.flip) == (4, True)
+    assert default.train.mean.shape == (3, 32, 32)
+    channel = source(mean="channel").train.mean
+    torch.testing.assert_close(channel.flatten(), default.train.mean.mean((1, 2)))
+    assert default.classes[:2] == ("airplane", "automobile")
+    assert torch.equal(default.normalize.mean, default.train.mean)

@@ -7,7 +7,7 @@ import builtins
 import numpy as np
 import pytest
 import torch
-from training_runs import rows, tiny_config
+from training_runs import assert_same_run, rows, tiny_config, tiny_trainer
 
 from fastres import cli
 from fastres.training.config import TrainConfig
@@ -15,7 +15,7 @@ from fastres.training.data import open_source
 from fastres.training.data.loader import Loader
 from fastres.training.data.sampler import TrainSampler
 from fastres.training.data.views import Geometry
-from fastres.training.errors import DataError, UsageError
+from fastres.training.errors import DataError, Stopped, UsageError
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("torchvision")
@@ -130,6 +130,33 @@ def test_workers_change_nothing(folder, crop):
             assert torch.equal(raw.images, other.images)
             assert torch.equal(raw.draws["shift"], other.draws["shift"])
     loaders[1].close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_resumed_run_with_other_workers_is_the_uninterrupted_one(folder, tmp_path):
+    def trainer(name, **options):
+        config = TrainConfig.build(
+            "imagefolder", data_dir=str(folder), image_size=16, color="alexnet", batch_size=2,
+            epochs=2, log_every=1, device="cpu", out=str(tmp_path / name), **options,
+        )  # fmt: skip
+        return tiny_trainer(config)
+
+    trainer("one").run()
+    first = trainer("two", workers=2)
+    step = first._step
+
+    def stopping(images, labels):
+        if first.progress.iteration == 3:
+            first._stop.signum = 15
+        return step(images, labels)
+
+    first._step = stopping
+    with pytest.raises(Stopped):
+        first.run()
+    second = trainer("two", workers=1)
+    second.resume(tmp_path / "two" / "last.pt")
+    second.run()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 def test_the_shorter_side_is_drawn_from_256_to_480():
