@@ -18,7 +18,8 @@ from fastres.bench.compare import FAILED, MEASURED, REFUSED, SKIPPED
 from fastres.bench.peers import PEERS, TIMM, TORCHVISION, Peer, library
 from fastres.bench.peers.architecture import Architecture, architecture, read
 
-FLAX_SCRIPT = Path(__file__).resolve().parents[1] / "flax_peer.py"
+ROOT = Path(__file__).resolve().parents[2]
+FLAX_SCRIPT = ROOT / "tests" / "flax_peer.py"
 TRAINING = cases.network("bottleneck14", 2, 32, optimizer=True)
 INFERENCE = cases.inference("basic10", 2, 32)
 WORKLOADS = (
@@ -178,3 +179,8 @@ def test_the_names_in_use_are_there():
     assert peers.get(EAGER) is PEERS[EAGER]
     for name in (peers.FUSED, peers.FUSED_NCHW, peers.EAGER_NCHW, peers.CONVOLUTIONS):
         assert peers.get(name).name == name
+
+
+def test_every_peer_is_described():
+    text = (ROOT / "docs" / "peers.md").read_text()
+    assert [name for name in PEERS if f"`{name}`" not in text] == []

@@ -13,7 +13,7 @@ from fastres.bench.peers.cudnn_frontend import chain, chain_step
 from fastres.layers import BasicBlock
 
 WORKLOADS = {
-    "layer": cases.convolution("layer4 3x3", 2, "bf16"),
+    "layer": cases.convolution("layer2 3x3 stride 2", 1, "bf16"),
     "images": cases.convolution("conv1 7x7", 1, "fp16"),
     "bottleneck": cases.block("bottleneck", 4, 8, 16, "bf16"),
     "basic": cases.block("basic", 4, 8, 16, "fp16"),
