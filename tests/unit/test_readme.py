@@ -26,15 +26,21 @@ def test_the_table_is_made_from_the_results():
 
 
 def test_the_command_rewrites_the_table_and_the_picture_after_it(tmp_path, capsys):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (name,) = re.findall(r"<!-- results: (\S+) -->", text)
-    shown = re.search(r"\((docs/images/\S+\.png)\)", text.partition(readme.END)[2])[1]
-    target = tmp_path / "README.md"
-    target.write_text(text.replace("1.33×", "9.99×"), encoding="utf-8")
-    assert cli.main(["report", str(RESULTS / name), "--readme", str(target)]) == 0
-    assert target.read_text(encoding="utf-8") == text
-    assert capsys.readouterr().out.split() == ["wrote", str(target), "wrote", str(tmp_path / shown)]
-    assert (tmp_path / shown).read_bytes().startswith(b"\x89PNG")
+    cases = {"train resnet50 fp32, batch 16, 224px": bench_files.case()}
+    (tmp_path / "folder").mkdir()
+    bench_files.write(tmp_path / "folder", {"cases": cases})
+    bench_files.write(tmp_path / "folder", {"cases": {}}, "without-marks.json")
+    begin = readme.BEGIN.format(name="results.json")
+    around = f"before\n{begin}\n%s\n{readme.END}\n\n![ratios](images/steps.png)\n![other](b.png)"
+    target, shown = tmp_path / "README.md", tmp_path / "images" / "steps.png"
+    target.write_text(around % "old", encoding="utf-8")
+    for source in ("folder", "folder/results.json"):
+        assert cli.main(["report", str(tmp_path / source), "--readme", str(target)]) == 0
+        assert capsys.readouterr().out.split() == ["wrote", str(target), "wrote", str(shown)]
+        table = readme.table(load.read([tmp_path / "folder" / "results.json"]))
+        assert target.read_text(encoding="utf-8") == around % table
+        assert shown.read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_noise_is_said_in_the_table(tmp_path):
@@ -55,4 +61,8 @@ def test_results_without_a_training_case_and_a_text_without_marks_are_refused(tm
     before = target.read_bytes()
     assert cli.main(["report", str(empty), "--readme", str(target)]) == 2
     assert "must hold '<!-- results: results.json -->'" in capsys.readouterr().err
+    (tmp_path / "folder").mkdir()
+    shutil.copy(empty, tmp_path / "folder")
+    assert cli.main(["report", str(tmp_path / "folder"), "--readme", str(target)]) == 2
+    assert "must hold marks of a file in" in capsys.readouterr().err
     assert target.read_bytes() == before

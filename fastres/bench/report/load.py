@@ -36,7 +36,7 @@ def read(paths: Sequence[Path]) -> Results:
     Raises:
         UsageError: a file is missing or not a results file; names it and what was expected.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in files_at(path)]
     cases, profiles, largest, not_reached = [], [], [], []
     for file in files:
         content = _content(file)
@@ -63,7 +63,8 @@ def read(paths: Sequence[Path]) -> Results:
     return Results(names, tuple(cases), tuple(profiles), tuple(largest), tuple(not_reached))
 
 
-def _files(path: Path) -> list[Path]:
+def files_at(path: Path) -> list[Path]:
+    """The file, or the .json files of a folder; raises UsageError for a folder without."""
     if not path.is_dir():
         return [path]
     found = sorted(path.glob("*.json"))

@@ -98,19 +98,28 @@ def _pattern(name: str) -> str:
     return re.escape(BEGIN.format(name=name)) + r"\n.*?" + re.escape(END)
 
 
-def update(path: Path, files: Sequence[Path]) -> list[Path]:
-    """Rewrite the tables of `files` in the README at `path`, and the PNG that it shows right after
-    a table; returns what was written.
+def update(path: Path, sources: Sequence[Path]) -> list[Path]:
+    """Rewrite the tables of results files in the README at `path`, and the PNG that it shows right
+    after a table; returns what was written. Of a folder those that the README has marks for.
 
     Raises:
-        UsageError: the README cannot be read or lacks the marks of a file, or a file holds no
-            training case.
+        UsageError: the README cannot be read or lacks the marks of a file or of all files of the
+            folders, or a file holds no training case.
         OSError: it cannot be written.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the README {path}: {error}") from None
+    files = [
+        file
+        for source in sources
+        for file in load.files_at(source)
+        if not source.is_dir() or BEGIN.format(name=file.name) in text
+    ]
+    if not files:
+        names = ", ".join(map(str, sources))
+        raise UsageError(f"the README {path} must hold marks of a file in {names}, got none")
     drawn: dict[Path, Any] = {}
     for file in files:
         found = load.read([file])
