@@ -85,6 +85,10 @@ class Convolution(nn.Module):
         self.release()
         return super()._apply(fn, recurse)
 
+    def _load_from_state_dict(self, *arguments) -> None:
+        self.release()  # of the weights as they were
+        super()._load_from_state_dict(*arguments)
+
     def __getstate__(self):
         # what is prepared holds oneDNN's own tensors, which cannot be copied
         return {**self.__dict__, "_kernels": {}, "_filters": None}

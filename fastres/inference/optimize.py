@@ -89,6 +89,14 @@ class Optimized(nn.Module):
             self._in_arena = native and hasattr(torch.ops.fastres_native, "pool_enter")
         return _pooled() if self._in_arena else nullcontext()
 
+    def _apply(self, fn, recurse: bool = True):
+        if self._graph is not None:
+            raise RuntimeError(
+                "an optimised network with a CUDA graph cannot be moved or converted: the graph "
+                "holds the addresses of its weights"
+            )
+        return super()._apply(fn, recurse)
+
     def _capture(self, args: tuple) -> None:
         self._graph = _Graph(self._run, args)
 
@@ -126,10 +134,10 @@ class _Graph:
 
     def __call__(self, *args, **kwargs):
         expected, given = _tensors(self._inputs), _tensors((args, kwargs))
-        if kwargs or [_kind(t) for t in given] != [_kind(t) for t in expected]:
+        if kwargs or _signature(args) != _signature(self._inputs):
             raise ValueError(
                 f"x must be {', '.join(map(_kind, expected))}, which the CUDA graph was captured "
-                f"with, got {', '.join(map(_kind, given)) or 'nothing'}"
+                f"with, got {', '.join(map(_kind, given)) or 'nothing'}, or other arguments differ"
             )
         for to, tensor in zip(expected, given, strict=True):
             to.copy_(tensor)
@@ -149,9 +157,10 @@ def optimize(
 
     BN is folded into the convolution before it, in fp64; bias, shortcut and ReLU run in the
     convolution's epilogue. On a CPU these are oneDNN's post-operations, with weights reordered
-    once for each size of input, or in fp32 Winograd's 3x3 convolution; on a GPU cuDNN's fused
-    convolutions (`cudnn_convolution_relu`, `cudnn_convolution_add_relu`); elsewhere PyTorch's
-    separate operators. Pooling and head stay PyTorch's.
+    once for each size of input, or in fp32 Winograd's 3x3 convolution; on a GPU the tuned table
+    chooses between our Triton kernel and cuDNN's fused convolutions (`cudnn_convolution_relu`,
+    `cudnn_convolution_add_relu`); elsewhere PyTorch's separate operators. Pooling and head stay
+    PyTorch's.
 
     Taken apart are fastres's networks, torchvision's and timm's ResNets, fused or not, alone or
     inside another model, and every `nn.Sequential`. Other modules, and all that have a hook, are
@@ -292,6 +301,13 @@ def _larger(a: float, b: float) -> float:
 
 def _tensors(structure: Any) -> list[Tensor]:
     return [leaf for leaf in tree_flatten(structure)[0] if isinstance(leaf, Tensor)]
+
+
+def _signature(args: tuple) -> tuple:
+    """Equal for arguments that a graph takes one for another: their structure, what kind each
+    tensor is, and the other values."""
+    leaves, structure = tree_flatten(args)
+    return structure, [_kind(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
