@@ -103,20 +103,27 @@ class _Timing:
         return self.order.seconds - (time.monotonic() - self.began)
 
     def run(self) -> Measured:
-        wanted = [name for name in self.order.names if name not in self.order.without]
-        slow = [name for name in wanted if choice.is_slow(name)]
-        on_gpu = self.comparison.workload.device.type == "cuda"
-        # on a CPU the check of a first wave would spare the second one its page faults
-        first = [name for name in wanted if name not in slow] if on_gpu else wanted
-        self._prepare(first, last=not (on_gpu and slow))
-        self._wave(again=bool(on_gpu and slow))
-        if on_gpu and slow:
-            self.report(("partial", self._measured()))
-            self._prepare(slow, last=True)
-            self._wave(again=False)
+        waves = self._waves([name for name in self.order.names if name not in self.order.without])
+        for number, names in enumerate(waves, 1):
+            last = number == len(waves)
+            self._prepare(names, last=last)
+            self._time(last=last)
+            if not last:
+                self.report(("partial", self._measured()))
         if self.order.with_floor:
             self._add_floor()
         return self._measured()
+
+    def _waves(self, names: list[str]) -> list[list[str]]:
+        """Implementations that are prepared and timed together with those of the waves before.
+
+        On a GPU those that compile come last, should they take the process along. On a CPU the
+        check of a first wave would spare the second one its page faults.
+        """
+        slow = [name for name in names if choice.is_slow(name)]
+        if not slow or self.comparison.workload.device.type != "cuda":
+            return [names]
+        return [[name for name in names if name not in slow], slow]
 
     def _prepare(self, names: list[str], *, last: bool) -> None:
         """Make implementations within what is left; with `last` only their rounds come after."""
@@ -141,12 +148,12 @@ class _Timing:
         except RuntimeError as error:  # out of memory is one
             entry.memory = {"reason": describe(error)}
 
-    def _wave(self, *, again: bool) -> None:
-        """Time what is prepared; with `again`, less than half of what is left is taken."""
+    def _time(self, *, last: bool) -> None:
+        """Time what is prepared; before the last wave in less than half of what is left."""
         seconds = self.left
         rounds = self.order.rounds
         if seconds is not None:
-            seconds = max((seconds / 3 if again else seconds) - self._reserve(), 0.0)
+            seconds = max((seconds if last else seconds / 3) - self._reserve(), 0.0)
         started = time.monotonic()
         done = 0
 

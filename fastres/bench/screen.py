@@ -9,7 +9,7 @@ from ..training.errors import UsageError
 from . import choice, gate, largest_batch, largest_sweep, rows
 from .compare import FAILED, REFUSED
 from .store import Store
-from .table import print_table
+from .table import print_table, without_empty_columns
 
 
 def results(store: Store) -> int:
@@ -24,7 +24,7 @@ def results(store: Store) -> int:
         if not rows.measured_names(case):
             code = 1
     if store.cases:
-        print_table(_title(store.cases), rows.HEADER, told)
+        print_table(_title(store.cases), *without_empty_columns(rows.HEADER, told))
     if store.largest:
         told = largest_sweep.table_rows(store.largest)
         print_table("the largest batch that fits", largest_batch.HEADER, told)
@@ -72,6 +72,9 @@ def comparison(old: dict[str, Any], new: dict[str, Any], threshold: float) -> in
     failed = [row for row in found if row.failed]
     for row in failed:
         print(f"REGRESSION: {row.case}: {row.implementation}: {row.verdict} {row.reason}".rstrip())
+    open_ones = [row for row in found if row.decides and row.verdict in (gate.UNCERTAIN, gate.FEW)]
+    if open_ones:
+        print(f"not decided: {len(open_ones)} of fastres, for noise or too few rounds")
     if not failed:
         print("no regression of fastres is certain")
     return 1 if failed else 0

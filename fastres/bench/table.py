@@ -67,10 +67,13 @@ def comparison_table(comparison: Comparison, file: TextIO | None = None) -> None
 def print_table(
     title: str, header: Sequence[str], rows: Sequence[Sequence[Any]], file: TextIO | None = None
 ) -> None:
-    """Print rows under a title; the first column to the left, the others to the right."""
+    """Print rows under a title; the first column to the left, the others to the right.
+
+    A row of which only the first cell has text is a heading, and as wide as it likes.
+    """
     file = file or sys.stdout
     cells = [[str(cell) for cell in row] for row in rows]
-    if file.isatty():
+    if file.isatty() and not any(map(_is_heading, cells)):
         try:
             from rich.console import Console
             from rich.table import Table
@@ -90,13 +93,26 @@ def print_table(
 
 def plain_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table as text; a last column that is long (a reason) does not widen the others."""
-    widths = [
-        max(len(name), *(len(row[i]) for row in rows)) if rows else len(name)
-        for i, name in enumerate(header)
-    ]
+    others = [row for row in rows if not _is_heading(row)]
+    widths = [max([len(name), *(len(row[i]) for row in others)]) for i, name in enumerate(header)]
     widths[-1] = len(header[-1])
     lines = [title]
     for row in [list(header), *rows]:
+        if _is_heading(row):
+            lines.append(row[0])
+            continue
         first, *others = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join([row[0].ljust(len(first)), *others]).rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _is_heading(row: Sequence[str]) -> bool:
+    return len(row) > 1 and row[0] != "" and not any(row[1:])
+
+
+def without_empty_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> tuple[list[str], list[list[str]]]:
+    """`header` and `rows` without the columns in which no row has text."""
+    kept = [i for i in range(len(header)) if i == 0 or any(row[i] for row in rows)]
+    return [header[i] for i in kept], [[row[i] for i in kept] for row in rows]

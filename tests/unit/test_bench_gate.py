@@ -146,7 +146,12 @@ def test_the_command_ends_with_one_past_the_threshold(tmp_path, old, capsys):
     assert "differs: torch: old 2.15; new 2.16" in told
     assert "not in the new file: train another" in told
     assert cli.main([*arguments, "--threshold", "0.5"]) == 0
-    assert "no regression of fastres is certain" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "no regression of fastres is certain" in told
+    assert "not decided" not in told
+    results.write(files[1], {"cases": case(samples(4, 1.12, 0.25), samples(5, 1.3, 0.25))})
+    assert cli.main(arguments) == 0
+    assert "not decided: 1 of fastres, for noise or too few rounds" in capsys.readouterr().out
 
 
 def test_the_command_names_what_it_cannot_compare(tmp_path, old, capsys):

@@ -76,6 +76,30 @@ def test_rounds_end_with_the_time_but_not_before_there_are_some(monkeypatch):
     assert case["implementations"][FUSED]["seconds"]["samples"] == LEAST_ROUNDS
 
 
+def test_those_that_compile_come_in_a_second_wave_on_a_gpu(monkeypatch):
+    """What the first wave found is told before the second begins, which times all again."""
+    compiled = "torch.compile (aot_eager)"
+    asked = order("op", "bn_act/layer4", (EAGER, compiled, FUSED), seconds=100)
+    timing = measure._Timing(lambda event: None, asked)
+    assert timing._waves(list(asked.names)) == [list(asked.names)]
+    gpu = replace(timing.comparison.workload, device=torch.device("cuda"))
+    monkeypatch.setattr(timing.comparison, "workload", gpu)
+    assert timing._waves(list(asked.names)) == [[EAGER, FUSED], [compiled]]
+    assert timing._waves([EAGER, FUSED]) == [[EAGER, FUSED]]
+
+    monkeypatch.setattr(measure._Timing, "_waves", lambda self, _: [[EAGER, FUSED], [compiled]])
+    events = []
+    case = measure.measure(events.append, asked).case
+    kinds = [event[0] for event in events if event[0] != "note"]
+    assert kinds == ["preparing", "preparing", "round", "round", "partial", "preparing",
+                     "round", "round"]  # fmt: skip
+    partial = next(event[1] for event in events if event[0] == "partial")
+    assert list(partial.case["implementations"]) == [EAGER, FUSED]
+    assert partial.case["implementations"][FUSED]["status"] == "measured"
+    assert list(case["implementations"]) == [EAGER, compiled, FUSED]
+    assert {row["status"] for row in case["implementations"].values()} == {"measured"}
+
+
 def test_the_floor_is_what_the_kernels_move_and_multiply():
     pytest.importorskip("triton")
     spec = replace(order("op", "bn_act/layer4").spec, image_size=224)
