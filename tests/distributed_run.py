@@ -88,6 +88,14 @@ def refused(here: Path) -> list[Ended]:
     return ended + run_ranks(2, command(nothing, "--resume", "auto"), here)
 
 
+def elsewhere(here: Path) -> list[Ended]:
+    """The machines have changed places since the run was stopped."""
+    run = here / "rank1" / "run"
+    run.mkdir(parents=True)
+    (run / "last.pt").write_bytes(b"")
+    return run_ranks(2, command(nothing, "--resume", "auto"), here)
+
+
 SCENARIOS: dict[str, Callable[[Path], list[Ended]]] = {
     "whole": lambda here: run_ranks(2, command(nothing), here),
     "dies": lambda here: run_ranks(2, command(die), here),
@@ -96,6 +104,7 @@ SCENARIOS: dict[str, Callable[[Path], list[Ended]]] = {
     "alone": lambda here: run_ranks(2, command(nothing), here, absent=(1,)),
     "stopped and resumed": stopped_and_resumed,
     "refused": refused,
+    "elsewhere": elsewhere,
 }
 
 

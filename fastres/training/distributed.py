@@ -17,6 +17,9 @@ from fastres.training.errors import TrainingError, UsageError
 
 T = TypeVar("T")
 
+# in what gloo says of a connection that ended; the second is all that a later operation on it hears
+_LOST = ("gloo", "application timeout caused pair closure", "closed by peer", "reset by peer")
+
 
 @dataclass
 class World:
@@ -134,11 +137,18 @@ def join_world(device_name: str, timeout: float) -> tuple[World, torch.device]:
         return World(), device
     limit = timedelta(seconds=timeout)
     try:
+        store, rank, _ = next(dist.rendezvous("env://", timeout=limit))
+        store.set_timeout(limit)
+        place = {
+            "store": dist.PrefixStore(_attempt(size), store), "rank": rank, "world_size": size,
+            "timeout": limit,
+        }  # fmt: skip
         if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=limit, device_id=device)
+            dist.init_process_group("nccl", device_id=device, **place)
+            control = dist.new_group(backend="gloo", timeout=limit)
         else:
-            dist.init_process_group("gloo", timeout=limit)
-        control = dist.new_group(backend="gloo", timeout=limit)
+            dist.init_process_group("gloo", **place)
+            control = dist.group.WORLD
     except (RuntimeError, ValueError) as error:  # a variable of torchrun's that is not set: Value
         raise TrainingError(
             f"cannot join the {size} processes of WORLD_SIZE: {str(error).splitlines()[0]}"
@@ -146,6 +156,18 @@ def join_world(device_name: str, timeout: float) -> tuple[World, torch.device]:
     return World(dist.get_rank(), size, local_rank, control), device
 
 
+def _attempt(size: int) -> str:
+    """What the processes of one start of a run have in common, and no earlier ones.
+
+    torchrun keeps its store over a restart (torch 2.15), where new processes would find the
+    addresses of the dead and wait for those. On several nodes nothing tells the starts apart: each
+    counts its own.
+    """
+    one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "0"
+
+
 def _is_lost_peer(error: RuntimeError) -> bool:
     """Whether a collective failed because another process is gone or does not answer."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(words in text for words in _LOST)

@@ -140,7 +140,9 @@ def _train(
     trainer = build_trainer(config, world, device, reporter)
     last = Path(config.out) / "last.pt"
     with hold_folder(Path(config.out), world):
-        # rank 0 alone looks: the folder may be on its machine only
+        if resume == "auto":
+            _check_not_elsewhere(last, world)
+        # rank 0 alone reads: the folder may be on its machine only
         path = world.from_main(lambda: _find_checkpoint(resume, last))
         if path is not None:
             trainer.resume(path)
@@ -168,6 +170,16 @@ def _find_checkpoint(resume: str | None, last: Path) -> Path | None:
     if resume == "auto":
         return last if os.path.exists(last) else None
     return Path(resume)
+
+
+def _check_not_elsewhere(last: Path, world: World) -> None:
+    """Raises UsageError where a run would start anew because its folder is on another machine."""
+    holders = [rank for rank, found in enumerate(world.gather(os.path.exists(last))) if found]
+    if holders and holders[0] != 0:
+        raise UsageError(
+            f"rank {holders[0]} has {last}, but rank 0, which is to go on from it, has not: keep "
+            "the order of the machines (torchrun --node-rank) or share the folder among them"
+        )
 
 
 def build_trainer(

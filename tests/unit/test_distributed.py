@@ -37,8 +37,8 @@ def two_nodes(folder: Path, arguments: list[str]) -> list[tuple[int, str, str]]:
         here.mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
-            "--node-rank", str(node), "--rdzv-backend", "c10d",
-            "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "fastres", *arguments,
+            "--node-rank", str(node), "--master-addr", "127.0.0.1", "--master-port", str(port),
+            "-m", "fastres", *arguments,
         ]  # fmt: skip
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
@@ -171,6 +171,14 @@ def test_what_rank_0_refuses_all_refuse_in_the_same_words(scenarios):
     assert "run/last.pt is truncated or not a checkpoint of fastres" in errors[2]
 
 
+@pytest.mark.slow
+def test_a_run_whose_folder_is_on_another_machine_is_not_started_anew(scenarios):
+    codes, errors = ended(scenarios, "elsewhere")
+    assert codes == [2, 2]
+    assert errors[0] == errors[1]
+    assert "rank 1 has run/last.pt, but rank 0, which is to go on from it, has not" in errors[0]
+
+
 def test_one_process_asks_itself():
     world = World()
     assert world.from_main(lambda: 3) == 3
@@ -181,11 +189,15 @@ def test_one_process_asks_itself():
         raise RuntimeError("gloo")  # with one process: some other trouble
 
 
-def test_a_lost_peer_is_named_and_other_errors_are_not_touched():
+@pytest.mark.parametrize(
+    "words",
+    ["[gloo/transport/tcp/pair.cc:1] Read error", "Application timeout caused pair closure"],
+)
+def test_a_lost_peer_is_named_and_other_errors_are_not_touched(words):
     world = World(rank=1, size=2)
     gone = "rank 1: another process is gone or does not answer"
     with pytest.raises(TrainingError, match=gone), world.naming_lost_peers():
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+        raise RuntimeError(words)
     with pytest.raises(RuntimeError, match="shape"), world.naming_lost_peers():
         raise RuntimeError("shape mismatch")
 
