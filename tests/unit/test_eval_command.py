@@ -159,7 +159,7 @@ def test_training_and_its_evaluation_agree(tmp_path, capsys):
     assert result["loss"] == pytest.approx(float(last["loss"]), rel=1e-5)
     assert result["top1"]["percent"] == pytest.approx(float(last["top1"]))
     assert "synthetic: 22 images of 10 classes" in capsys.readouterr().out
-    # scaled to 9 pixels, corners of 8, the channels' means subtracted where the size differs
+    # scaled to 9 pixels, corners of 8
     ten = evaluate(tmp_path, "--checkpoint", run / "last.pt", "--protocol", "ten-crop")
     assert ten["protocol"]["sizes"] == [9]
     train = evaluate(tmp_path, "--checkpoint", run / "last.pt", "--split", "train")
@@ -240,19 +240,25 @@ def test_means_are_the_checkpoints(folder, tmp_path):
     assert given["loss"] == plain["loss"]
 
 
-def test_a_mean_image_is_for_its_own_size_and_its_channel_mean_for_others(folder, tmp_path):
+def test_a_mean_image_is_scaled_to_the_size_of_the_view(folder, tmp_path):
+    mean = torch.rand(3, CROP, CROP)
+    normalize = {"mean": mean, "std": None}
     config = {"data_dir": str(folder)}
-    image = torch.rand(3, CROP, CROP)
-    channel = image.double().mean((1, 2), keepdim=True).float()
-    losses = {}
-    for name, mean in (("image", image), ("channel", channel)):
-        normalize = {"mean": mean, "std": None}
-        file = save_checkpoint(tmp_path / name, network(), normalize=normalize, config=config)
-        for protocol in ("center", "fully-conv"):
-            found = evaluate(tmp_path, "--checkpoint", file, "--protocol", protocol)
-            losses[name, protocol] = found["loss"]
-    assert losses["image", "center"] != losses["channel", "center"]
-    assert losses["image", "fully-conv"] == losses["channel", "fully-conv"]
+    file = save_checkpoint(tmp_path / "net.pt", network(), normalize=normalize, config=config)
+    model, losses = network(), {"center": [], "fully-conv": []}
+    for image, label in datasets.ImageFolder(str(folder / "val")):
+        scaled = v2.functional.pil_to_tensor(v2.Resize(18, antialias=True)(image)) / 255
+        views = {
+            "center": v2.functional.center_crop(scaled, CROP) - mean,
+            "fully-conv": scaled - v2.functional.resize(mean, list(scaled.shape[1:])),
+        }
+        for protocol, view in views.items():
+            with torch.no_grad():
+                loss = F.cross_entropy(model(view[None]), torch.tensor([label]))
+            losses[protocol].append(loss.item())
+    for protocol, expected in losses.items():
+        found = evaluate(tmp_path, "--checkpoint", file, "--protocol", protocol)
+        assert found["loss"] == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
 @pytest.mark.parametrize(
