@@ -26,7 +26,7 @@ def test_train_and_its_files(tmp_path, capsys):
     assert "resnet20: 269,722 parameters, plain PyTorch, cpu" in out
     assert "epoch 2/2" in out
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "last.pt", "best.pt", "epochs.csv", "steps.csv",
+        "last.pt", "best.pt", "epochs.csv", "steps.csv", ".lock",
     }  # fmt: skip
     assert len(rows(tmp_path / "run" / "epochs.csv")) == 2
 
