@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 
@@ -149,3 +150,45 @@ def test_every_dataset_stays_bytes_until_the_device(tmp_path):
         for split in (source.train, source.held_out):
             assert split.fetch([(0, 1)]).images.dtype == torch.uint8
         assert source.normalize is not None
+
+
+class _Stream:
+    """Stands in for a CUDA stream and its events; keeps what it was asked, in order."""
+
+    def __init__(self, log, busy):
+        self.log, self.busy = log, busy
+
+    def record_event(self):
+        self.log.append("arrived")
+        return "event"
+
+    def wait_event(self, event):
+        self.log.append("wait")
+
+    def record(self, stream):
+        pass
+
+    def query(self):
+        return not self.busy
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_gpus_batches_run_one_ahead_and_a_busy_gpu_does_not_wait(monkeypatch, busy):
+    """The order of things, with stand-ins for CUDA's streams and events."""
+    log = []
+    stream = _Stream(log, busy)
+    feed = Feed(_Slow(), EvaluationSampler(6, 2), 0, CPU, torch.preserve_format)
+    feed._stream = stream
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append("keep"))
+    labels = []
+    for _, batch in feed:
+        labels += batch.tolist()
+        log.append("use")
+    assert labels == [0, 1, 3, 4, 5]
+    taken = ["wait", "keep", "keep", "use"]
+    assert log == ["arrived", "arrived", *taken, "arrived", *taken, *taken]
+    assert (feed.waited == 0.0) is busy
+    assert feed.skipped == ["image 2"]
