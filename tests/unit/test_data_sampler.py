@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,21 @@ def test_an_error_comes_out_of_a_worker_in_one_line(workers):
     loader = Loader(Broken(), EvaluationSampler(4, 2), workers, pin_memory=False)
     with pytest.raises(DataError, match=r"\Acannot read the image x.png\Z"):
         list(loader)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_closing_ends_the_workers_in_the_middle_of_an_epoch(tmp_path):
+    """They ignore SIGTERM, which is all that the exit of the interpreter would send them."""
+    split = open_source(tiny_config(tmp_path)).train
+    before = set(multiprocessing.active_children())
+    loader = Loader(split, TrainSampler(len(split), 16, 0), 2, pin_memory=False)
+    batches = iter(loader)
+    next(batches)
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    loader.close()
+    assert not any(worker.is_alive() for worker in started)
+    loader.close()
 
 
 def test_an_iterator_leaves_torchs_generator_alone(tmp_path):
