@@ -55,9 +55,9 @@ def _row(case: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str
     spread = f"±{100 * seconds['iqr'] / 2 / seconds['median']:.1f}%"
     if is_noisy(seconds):
         step, spread = f"{duration(low)} to {duration(high)}", f"{spread} noisy"
-        rate = f"{case['batch'] / high:.3g} to {case['batch'] / low:.3g}"
+        rate = f"{_rate(case['batch'] / high)} to {_rate(case['batch'] / low)}"
     else:
-        step, rate = duration(seconds["median"]), f"{row['per_second']:.4g}"
+        step, rate = duration(seconds["median"]), _rate(row["per_second"])
     first = row.get("first_call_seconds")
     least = (case.get("floor") or {}).get("seconds")
     return [
@@ -65,6 +65,10 @@ def _row(case: Mapping[str, Any], name: str, row: Mapping[str, Any]) -> list[str
         _times_faster(name, row), str(seconds["samples"]), "" if first is None else duration(first),
         memory, "" if not least else f"{seconds['median'] / least:.3g}", row.get("reason", ""),
     ]  # fmt: skip
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.4g}" if per_second < 1e4 else f"{per_second:,.0f}"
 
 
 def _times_faster(name: str, row: Mapping[str, Any]) -> str:
@@ -93,8 +97,9 @@ def notes(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
     told = []
     if noisy:
         told.append(
-            f"NOISY: {noisy} of {ratios} figures are spread by more than 5% to either side; they "
-            f"are ranges, no result. {_load(cases)}Measure again on a quiet machine."
+            f"NOISY: {noisy} of {ratios} figures are spread by more than 5% to either side, or "
+            f"have a wide interval; they are ranges, no result. {_load(cases)}Measure again on a "
+            "quiet machine."
         )
     elif ratios and not few:
         told.append(f"quiet: the middle half of every ratio is within 5% ({ratios} of {ratios})")

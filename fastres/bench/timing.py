@@ -85,7 +85,8 @@ class Ratio:
 
     @property
     def noisy(self) -> bool:
-        return self.summary.noisy
+        """Whether the rounds are spread too far, or leave the median itself open by too much."""
+        return self.summary.noisy or self.high - self.low > 4 * NOISY * self.value
 
     def __str__(self) -> str:
         if self.noisy:

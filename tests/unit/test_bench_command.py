@@ -197,9 +197,9 @@ def test_a_quiet_machine_gets_figures():
 def test_a_noisy_machine_gets_ranges_and_is_called_noisy():
     case = case_of(0.2, 0.1, load=(7.4,))
     _, ours = rows.table_rows(case)
-    assert ours[1:5] == ["160 ms to 240 ms", "±20.0% noisy", "33.3 to 50", "1.10 to 1.50 noisy"]
+    assert ours[1:5] == ["160 ms to 240 ms", "±20.0% noisy", "33.33 to 50", "1.10 to 1.50 noisy"]
     (told,) = rows.notes({"a": case})
-    assert told.startswith("NOISY: 1 of 1 figures are spread by more than 5%")
+    assert told.startswith("NOISY: 1 of 1 figures are spread by more than 5% to either side")
     assert "The load was 7.4 on 2 CPUs. Measure again on a quiet machine." in told
 
 

@@ -107,6 +107,15 @@ def test_a_wide_spread_is_called_noisy():
     assert "noisy" in str(ratio)
 
 
+def test_a_wide_interval_is_called_noisy_though_most_rounds_agree():
+    """Six rounds and one outlier: the interval is the extremes."""
+    ratio = Ratio.of([1.0] * 6, [1.2, 1.2, 1.21, 1.2, 1.2, 2.4])
+    assert not ratio.summary.noisy
+    assert ratio.noisy
+    assert str(ratio) == "1.20 to 2.40 noisy"
+    assert not Ratio.of([1.0] * 12, [1.2] * 10 + [1.21, 2.4]).noisy
+
+
 def test_interval_holds_the_median_as_often_as_it_says():
     generator = random.Random(0)
     hits = 0
