@@ -15,6 +15,7 @@ from fastres.evaluation.metrics import Tally
 from fastres.evaluation.progress import progress
 from fastres.evaluation.protocols import Protocol
 from fastres.evaluation.scores import Scorer
+from fastres.training.data.loader import naming_lost_workers
 from fastres.training.errors import DataError, TrainingError
 
 
@@ -53,7 +54,7 @@ def run(
 
     Raises:
         DataError: an image cannot be read and `skip_broken` is not set, or none can.
-        TrainingError: out of GPU memory, or an output is not finite.
+        TrainingError: out of GPU memory, an output is not finite, or a loading process died.
     """
     num_classes = scorers[0].network.num_classes
     members = [Tally(num_classes) for _ in scorers] if len(scorers) > 1 else []
@@ -65,7 +66,7 @@ def run(
         outcome.skipped.append(message)
 
     started = time.perf_counter()
-    with progress(len(images)) as bar:
+    with naming_lost_workers(), progress(len(images)) as bar:
         for batch in batches.load(images, protocol, batch_size, workers, broken):
             _score(batch, scorers, average, device, outcome)
             done = outcome.tally.images

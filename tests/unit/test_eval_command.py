@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -205,6 +206,18 @@ def test_a_broken_image_is_named_or_skipped_and_counted(folder, tmp_path, capsys
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["images"] == 11
     assert "1.png" in result["skipped"][0]
+
+
+def test_a_loading_process_that_dies_ends_the_test_in_one_line(
+    folder, tmp_path, capsys, monkeypatch
+):
+    from fastres.evaluation import images
+
+    monkeypatch.setattr(images.StoredImages, "read", lambda self, index: os._exit(9))
+    options = ["--checkpoint", str(folder / "net.pt"), "--no-fused", "--device", "cpu"]
+    assert cli.main(["eval", *options, "--workers", "1", "--out", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a process that loads images died" in line
 
 
 def test_a_class_without_images_is_an_empty_row(folder, tmp_path, capsys):
