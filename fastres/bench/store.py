@@ -72,7 +72,7 @@ class Store:
         self.cases = {
             name: content["cases"][name]
             for name in self._planned
-            if name in content["cases"] and name not in told["partial"]
+            if name in content["cases"] and name not in told.get("partial", [])
         }
         self.largest = content.get("largest_batch", {})
         self.chosen = told["chosen"]

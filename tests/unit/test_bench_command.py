@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -209,3 +212,31 @@ def test_a_drift_that_cancels_in_the_ratio_is_not_called_noisy():
     assert ours[1] == "160 ms to 240 ms"
     assert ours[4] == "1.300 [1.10, 1.50]"
     assert rows.notes({"a": case})[0].startswith("quiet: ")
+
+
+def test_pytest_measures_through_the_same_code_and_records_the_same_form(tmp_path):
+    """benchmarks/conftest.py beside one tiny benchmark."""
+    conftest = Path(__file__).parents[2] / "benchmarks" / "conftest.py"
+    (tmp_path / "conftest.py").write_text(conftest.read_text())
+    (tmp_path / "test_tiny.py").write_text(
+        "from functools import partial\n"
+        "import pytest\n"
+        "from fastres.bench import EAGER, FUSED, cases\n"
+        "from fastres.bench.case import Case\n"
+        "CASE = Case(partial(cases.network, 'basic10', 2, 32), 2, extra=())\n"
+        "@pytest.mark.parametrize('who', [EAGER, FUSED])\n"
+        "def test_tiny(show, who):\n"
+        "    show('tiny', CASE, who)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--benchmark-only", "--record", "--threads", "1", "-q",
+         "-p", "no:cacheprovider", str(tmp_path)],
+        check=False, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    (path,) = (tmp_path / "results").glob("*.json")
+    case = results.read(path)["cases"]["tiny"]
+    assert (case["kind"], case["model"], case["image_size"]) == ("train", "basic10", 32)
+    assert case["floor"] is None
+    assert case["implementations"][FUSED]["seconds"]["samples"] == 2
+    assert "tiny: basic10 fp32, batch 2, 32x32 on cpu, 2 interleaved rounds" in done.stdout

@@ -302,6 +302,22 @@ def test_what_was_measured_before_a_crash_is_kept(tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_what_was_measured_before_a_kill_is_there_and_measured_again(tmp_path, monkeypatch):
+    def call(function, order, *, on_event, seconds):
+        on_event(("partial", made_up_case(replace(order, names=(EAGER,)))))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.isolated, "call", call)
+    path = tmp_path / "sweep.json"
+    with pytest.raises(KeyboardInterrupt):
+        make(path, specs((1,))).run()
+    ours = next(iter(results.read(path)["cases"].values()))["implementations"][FUSED]
+    assert ours == {"status": "failed", "reason": "the sweep ended before it was measured"}
+    monkeypatch.setattr(sweep.isolated, "call", lambda f, order, **_: made_up_case(order))
+    make(path, specs((1,))).run()
+    assert {status for _, _, status in table(path)} == {"measured"}
+
+
 def test_the_defaults_fit_into_the_minutes_and_stay_when_they_change(tmp_path, orders):
     path = tmp_path / "sweep.json"
     found = plan.specs("train", ["basic10", "resnet50"], [1], ["fp32"], [32],
