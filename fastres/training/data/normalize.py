@@ -33,17 +33,6 @@ class Normalize:
         std = None if self.std is None else self.std.to(device)
         return Normalize(self.mean.to(device), std)
 
-    def for_size(self, height: int, width: int) -> Normalize:
-        """For images of another size than the mean's: a mean image gives way to its channel mean.
-
-        A mean image says nothing about places that it does not have (paper, section 3.4, tests
-        networks at several sizes and is silent about this).
-        """
-        if not self.per_pixel or self.mean.shape[1:] == (height, width):
-            return self
-        channel = self.mean.double().mean((1, 2), keepdim=True).float()
-        return Normalize(channel, self.std)
-
     def __call__(self, images: Tensor, layout: torch.memory_format | None = None) -> Tensor:
         """Images [n, C, H, W], uint8 or with values 0 to 255, as float32 in `layout`."""
         return self.finish(scale(images, layout), self.mean)
