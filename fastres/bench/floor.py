@@ -22,7 +22,8 @@ def of(workload: Workload, machine: Machine) -> dict[str, Any]:
     """Bytes and flops of the workload's fused kernels, and the least seconds on `machine`.
 
     Recorded on fake tensors: nothing is computed. It is the floor of the kernels that fastres
-    launches on a GPU. Where a cache serves one kernel what another has written, or a convolution
+    launches on a GPU; in inference that of the convolutions, with all that follows in their
+    epilogues. Where a cache serves one kernel what another has written, or a convolution
     multiplies less than it says (Winograd), as on a CPU, a step can be faster.
 
     Raises:
@@ -58,7 +59,8 @@ def _recorded(workload: Workload, machine: Machine) -> list[Operation]:
         if workload.device.type == "cuda":
             # fake tensors are on no device, and the kernels are a GPU's
             stack.enter_context(moments_from(rows_per_channel(workload.device)))
-        module = with_channels_last(workload.build(True)).train(not workload.inference)
+        module = with_channels_last(workload.build(not workload.inference))
+        module.train(not workload.inference)
         dtype = workload.autocast if workload.input_gradients else None
         inputs = tuple(
             torch.empty(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
@@ -74,4 +76,21 @@ def _recorded(workload: Workload, machine: Machine) -> list[Operation]:
         recorder = Recorder(module)
         with recorder:
             step.run(step.batches[0])
-    return recorder.operations
+    if not workload.inference:
+        return recorder.operations
+    return list(_with_epilogues(recorder.operations, (workload.autocast or torch.float32).itemsize))
+
+
+def _with_epilogues(operations: Iterable[Operation], itemsize: int) -> Iterable[Operation]:
+    """Operators of PyTorch's forward pass as they are where every convolution normalises, adds the
+    shortcut and rectifies before it writes."""
+    for operation in operations:
+        if operation.name in ("convolution", "mean", "addmm", "mm"):
+            yield operation
+        elif operation.name == "add_":
+            # the shortcut is read by the convolution
+            yield replace(operation, read=operation.read // 2, written=0)
+        elif operation.name.startswith("max_pool2d"):
+            # the indices are for a backward pass
+            values = operation.written * itemsize // (itemsize + 8)
+            yield replace(operation, written=values)

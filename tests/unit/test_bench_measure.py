@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from fastres import cli
-from fastres.bench import compare, floor, isolated, measure, memory, plan, results, traffic_model
+from fastres.bench import (
+    cases,
+    compare,
+    floor,
+    isolated,
+    measure,
+    memory,
+    plan,
+    results,
+    traffic_model,
+)
 from fastres.bench.measure import LEAST_ROUNDS, Order
 from fastres.bench.peers import EAGER, FUSED, OPTIMIZED
 from fastres.bench.timing import Summary
@@ -100,6 +110,10 @@ def test_those_that_compile_come_in_a_second_wave_on_a_gpu(monkeypatch):
     assert {row["status"] for row in case["implementations"].values()} == {"measured"}
 
 
+def models_of(model):
+    return cases.network(model, 2, 32).build(False).parameters()
+
+
 def test_the_floor_is_what_the_kernels_move_and_multiply():
     pytest.importorskip("triton")
     spec = replace(order("op", "bn_act/layer4").spec, image_size=224)
@@ -112,6 +126,11 @@ def test_the_floor_is_what_the_kernels_move_and_multiply():
     step, forward = (floor.of(order(kind, "basic10").spec.workload(), MACHINE)
                      for kind in ("train", "infer"))  # fmt: skip
     assert 2.5 < step["flops"] / forward["flops"] < 3.5
+    # PyTorch's eval mode moves every activation three times: convolution, BN and ReLU
+    moved = forward["bytes"] - 4 * sum(p.numel() for p in models_of("basic10"))
+    activations = [(64, 16), *[(64, 8)] * 2, *[(128, 4)] * 2, *[(256, 2)] * 2, *[(512, 1)] * 2]
+    written = sum(2 * 4 * channels * size**2 for channels, size in activations)
+    assert 2 * written < moved < 3 * written
     # a block is a part of it, forward and backward
     block = floor.of(order("block", "basic/layer1").spec.workload(), MACHINE)
     assert 0 < block["flops"] < step["flops"]
