@@ -116,7 +116,10 @@ def restarted(out: str) -> int:
 
 def main() -> None:
     if sys.argv[1] == "--restarted":
-        sys.exit(restarted(sys.argv[2]))
+        code = restarted(sys.argv[2])
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # as fastres/__main__.py does
     folder, *names = sys.argv[1:]
     results = {}
     for name in names or SCENARIOS:
