@@ -229,6 +229,12 @@ class TrainConfig:
             raise UsageError(f"give {' or '.join(several)}, not both")
         if self.warmup_error is not None and self.warmup == "linear":
             raise UsageError("warmup_error has no length: it needs the constant warmup, not linear")
+        _require(
+            self.epochs is None or self.warmup_epochs < self.epochs,
+            "warmup_epochs",
+            f"below epochs, {self.epochs}",
+            self.warmup_epochs,
+        )
         side = self.shorter_side
         _require(
             len(side) in (0, 2) and list(side) == sorted(side) and all(n >= 1 for n in side),

@@ -76,8 +76,10 @@ def test_depth_110_warms_up_until_the_error_is_below_80_percent():
 
 
 def test_options_override_a_recipe():
-    config = TrainConfig.build(recipe="modern", lr=0.2, epochs=3, norm_decay=True, model="resnet18")
-    assert (config.lr, config.epochs, config.norm_decay) == (0.2, 3, True)
+    config = TrainConfig.build(
+        recipe="modern", lr=0.2, epochs=30, norm_decay=True, model="resnet18"
+    )
+    assert (config.lr, config.epochs, config.norm_decay) == (0.2, 30, True)
     assert (config.schedule, config.label_smoothing, config.model) == ("cosine", 0.1, "resnet18")
     stepped = TrainConfig.build(recipe="modern", schedule="step", milestones=(30, 60))
     assert (stepped.milestones, stepped.epochs) == ((30, 60), 120)
@@ -102,6 +104,7 @@ def test_the_rate_grows_with_the_batch():
     [
         ({"recipe": "best"}, "recipe must be one of imagenet, cifar10, modern, digits, got 'best'"),
         ({}, "give data or recipe"),
+        ({"recipe": "modern", "epochs": 5}, "warmup_epochs must be below epochs, 5, got 5"),
         ({"recipe": "imagenet", "shorter_side": (480, 256)}, "shorter_side must be two numbers"),
         ({"recipe": "imagenet", "shorter_side": (100, 300)}, "shorter_side must be at least image"),
         ({"recipe": "cifar10", "shorter_side": (256, 480)}, "shorter_side is for imagefolder and"),
