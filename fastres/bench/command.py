@@ -68,7 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--list", action="store_true", help="list implementations, and end")
     how = parser.add_argument_group("how")
     how.add_argument("--minutes", type=float, help="for everything (as long as it takes)")
-    how.add_argument("--rounds", type=int, default=25, help="interleaved rounds, at most (25)")
+    how.add_argument(
+        "--rounds", type=int, help="interleaved rounds, at most (25; with --minutes 60)"
+    )
     how.add_argument("--threads", type=int, help="of a CPU measurement (torch's)")
     how.add_argument("--device", help="cuda where there is one, else cpu")
     how.add_argument(
@@ -179,6 +181,7 @@ class _Settled:
             value = getattr(args, option)
             if value is not None and value <= 0:
                 raise UsageError(f"{option} must be above 0, got {value:g}")
+        rounds = args.rounds or (25 if args.minutes is None else 60)
         available = torch.cuda.is_available()
         self.device = args.device or ("cuda" if available else "cpu")
         on_gpu = self.device.startswith("cuda")
@@ -212,10 +215,10 @@ class _Settled:
         names = choice.names(args.implementations)
         with_floor = on_gpu if args.floor is None else args.floor
         seconds = None if args.minutes is None else 60 * args.minutes
-        self.options = Options(names, args.rounds, threads, seconds, with_floor)
+        self.options = Options(names, rounds, threads, seconds, with_floor)
         self.identity: dict[str, Any] = {
             "kind": args.kind, "model": models, "batch": batch, "dtype": dtypes,
-            "image_size": sizes, "implementations": names, "rounds": args.rounds,
+            "image_size": sizes, "implementations": names, "rounds": rounds,
             "threads": threads, "device": self.device,
             "machine": torch.cuda.get_device_name(self.device) if on_gpu
             else environment.cpu_model(),
