@@ -268,12 +268,7 @@ def test_environment():
     assert slug.endswith("threads")
 
 
-def test_costs():
-    small = traffic.join_cost(None, "layer4", 1, 4)
-    assert small.bytes == 5 * 2048 * 49 * 4
-    assert traffic.join_cost("bn", "layer4", 1, 4).bytes == 9 * 2048 * 49 * 4
-    product = traffic.convolution_cost("layer4 3x3", 1, 4)
-    assert product.flops == 3 * 2 * 49 * 512 * 512 * 9
+def test_ceilings():
     device = torch.device("cpu")
     assert traffic.copy_bandwidth(device, 2**16, 2) > 0
     assert traffic.product_rate(device, torch.float32, 16, 2) > 0
