@@ -77,14 +77,16 @@ def print_table(
         try:
             from rich.console import Console
             from rich.table import Table
+            from rich.text import Text
         except ImportError:
             pass
         else:
-            table = Table(title=title, title_justify="left")
+            # as text: what stands in brackets is no markup of ours
+            table = Table(title=Text(title), title_justify="left")
             for number, name in enumerate(header):
-                table.add_column(name, justify="left" if number == 0 else "right")
+                table.add_column(Text(name), justify="left" if number == 0 else "right")
             for row in cells:
-                table.add_row(*row)
+                table.add_row(*map(Text, row))
             Console(file=file).print(table)
             return
     file.write(plain_table(title, header, cells))

@@ -201,6 +201,17 @@ def test_record_and_table(workload):
     assert any(line.startswith(FUSED) for line in lines)
 
 
+def test_brackets_in_a_table_are_text():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    pytest.importorskip("rich")
+    shown = Terminal()
+    table.print_table("a [red]title", ["name", "[b]count"], [["[red]cat", "1"]], shown)
+    assert all(text in shown.getvalue() for text in ("[red]title", "[b]count", "[red]cat"))
+
+
 @pytest.mark.parametrize("keep_memory", [False, True])
 def test_a_case_is_measured_once_in_a_process_of_its_own(keep_memory):
     if keep_memory and keep_memory_reason() is not None:
