@@ -138,7 +138,7 @@ def _serve(
         Path("/proc/self/oom_score_adj").write_text("1000")
     sys.stdout.flush()
     sys.stderr.flush()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
     threading.Thread(target=_end_with_caller, args=(life,), daemon=True).start()
