@@ -64,8 +64,10 @@ def command() -> str:
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
         program = Path(f"-m {program.parent.name}")
+    elif program.parent.name in ("bin", "Scripts"):  # an installed command, however it was found
+        program = Path(program.name)
     elif program.is_absolute():
-        is_ours = program.is_relative_to(_ROOT) and ".venv" not in program.parts
+        is_ours = program.is_relative_to(_ROOT)
         program = program.relative_to(_ROOT) if is_ours else Path(program.name)
     return " ".join([str(program), *(shlex.quote(argument) for argument in sys.argv[1:])])
 

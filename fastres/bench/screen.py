@@ -45,7 +45,8 @@ def _title(cases: dict[str, Any]) -> str:
         if "device" in facts:
             device = facts["device"]
             threads = device["cpu"]["threads"]
-            return f"{device['name']}, {threads} threads, torch {facts['torch']}"
+            count = f"{threads} thread" + ("" if threads == 1 else "s")
+            return f"{device['name']}, {count}, torch {facts['torch']}"
     return "nothing was measured"
 
 

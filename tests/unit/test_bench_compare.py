@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -277,6 +278,20 @@ def test_environment():
     slug = environment.slug(torch.device("cpu"))
     assert slug == slug.lower()
     assert slug.endswith("threads")
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("env/bin/fastres", "fastres bench op"),
+        ("/env/bin/fastres", "fastres bench op"),
+        ("/somewhere/fastres/__main__.py", "-m fastres bench op"),
+        ("benchmarks/gpu_suite.py", "benchmarks/gpu_suite.py bench op"),
+    ],
+)
+def test_the_command_names_no_folder_of_the_machine(monkeypatch, program, expected):
+    monkeypatch.setattr(sys, "argv", [program, "bench", "op"])
+    assert environment.command() == expected
 
 
 def test_ceilings():
