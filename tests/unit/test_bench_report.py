@@ -138,7 +138,13 @@ def test_the_recorded_file_lacks_what_is_named_as_missing(recorded):
     for name, command in (("Scaling", "--batch 1..64"), ("Roofline", "fastres profile")):
         assert re.search(rf"<li>{name}: <code>[^<]*{re.escape(command)}", recorded)
     assert 'id="roofline"' not in recorded
-    assert "python -m pytest benchmarks/ --benchmark-only" in recorded
+
+
+def test_the_recorded_commands_are_shown(recorded):
+    cases = json.loads(RECORDED.read_text())["cases"].values()
+    commands = {case["environment"]["command"] for case in cases}
+    assert commands
+    assert all(f"python {command}" in unescape(recorded) for command in commands)
 
 
 def test_a_reason_is_text_and_no_markup(full):
