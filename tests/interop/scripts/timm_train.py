@@ -51,6 +51,7 @@ def main():
         "state_dict_ema": model_ema.module.state_dict(),
         "optimizer": optimizer.state_dict(),
     }
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, args.out / "last.pth.tar")
     (args.out / "losses.json").write_text(json.dumps(losses))
 

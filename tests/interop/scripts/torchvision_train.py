@@ -70,6 +70,7 @@ def main(args):
         scheduler.step()
         losses.append(loss.item())
     checkpoint = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    args.out.mkdir(parents=True, exist_ok=True)
     torch.save(checkpoint, args.out / "checkpoint.pth")
     (args.out / "losses.json").write_text(json.dumps(losses))
 
