@@ -125,7 +125,8 @@ def profile(step: Step, machine: Machine, *, steps: int = 3, trace: Path | None 
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profiler:
+    # acc_events: there is one cycle, and torch 2.11 warns that others would be dropped
+    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         for index in range(steps):
             with record_function(_STEP):
                 step(index)
