@@ -16,7 +16,7 @@ from .gemm import (
     no_statistics,
     store_output,
 )
-from .launch import dense, launch, new_activation, rows_of
+from .launch import dense, launch, new_convolved, rows_of
 from .partials import empty_statistics, merge_statistics
 from .products import implicit_product
 
@@ -69,14 +69,10 @@ def convolution(
         stats: False gives mean and variance as empty [0].
         tf32: multiply fp32 in TF32.
     """
-    images, inner, x_height, x_width = x.shape
+    _, inner, x_height, x_width = x.shape
     outer, _, kernel_h, kernel_w = weight.shape
-    height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
-        + 1
-        for i in range(2)
-    )
-    y = new_activation(x, (images, outer, height, width))
+    y = new_convolved(x, weight, stride, padding, dilation)
+    height, width = y.shape[2:]
     if y.numel() == 0:
         return y, *(empty_statistics(y) if stats else no_statistics(y))
     rows = rows_of(y)

@@ -11,7 +11,7 @@ from torch import Tensor
 from .arithmetic import load_bias, relu, tile_offsets
 from .gemm import GROUP as GROUP_TILES
 from .gemm import grouped_tile
-from .launch import dense, launch, new_activation, rows_of
+from .launch import dense, launch, new_convolved, rows_of
 from .products import implicit_product, pointwise_product
 
 
@@ -73,14 +73,10 @@ def conv_bias_act(
         relu: whether it ends with a ReLU.
         tf32: multiply fp32 in TF32.
     """
-    images, inner, x_height, x_width = x.shape
+    _, inner, x_height, x_width = x.shape
     outer, _, kernel_h, kernel_w = weight.shape
-    height, width = (
-        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
-        + 1
-        for i in range(2)
-    )
-    out = new_activation(x, (images, outer, height, width))
+    out = new_convolved(x, weight, stride, padding, dilation)
+    height, width = out.shape[2:]
     if out.numel() == 0:
         return out
     rows = rows_of(out)

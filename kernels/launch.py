@@ -187,6 +187,22 @@ def new_activation(like: Tensor, size: Sequence[int]) -> Tensor:
     )
 
 
+def new_convolved(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Uninitialised channels_last output of the convolution of `x` with `weight`."""
+    height, width = (
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1) // stride[i]
+        + 1
+        for i in range(2)
+    )
+    return new_activation(x, (x.shape[0], weight.shape[0], height, width))
+
+
 def new_statistics(like: Tensor, *size: int) -> Tensor:
     """Uninitialised tensor in the dtype that accumulates `like`: fp64 for fp64, else fp32."""
     wide = torch.float64 if like.dtype == torch.float64 else torch.float32
