@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -64,7 +65,7 @@ class WarmUp:
 
 
 @dataclass
-class _Rule:
+class _Rule(ABC):
     base_lr: float
     warmup: WarmUp
 
@@ -72,10 +73,11 @@ class _Rule:
         """The rate of an iteration, counted from 0."""
         return self.warmup.rate(iteration, self._rate(iteration))
 
+    @abstractmethod
     def _rate(self, iteration: int) -> float:
-        raise NotImplementedError
+        """The rate of an iteration after the warm-up."""
 
-    def observe(self, error: float) -> None:
+    def observe(self, error: float) -> None:  # noqa: B027 - not every rule looks
         """Takes one epoch's held-out error; most rules are fixed in advance."""
 
     def state_dict(self) -> dict[str, Any]:
