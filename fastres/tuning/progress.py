@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from types import TracebackType
+from .._progress import RichBar, Shown, shown
 
 
-class Lines:
+class Lines(Shown):
     """A line for each note."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Nothing is left on the screen that must be taken away."""
 
     def doing(self, what: str) -> None:
         """Something that takes a while begins."""
@@ -36,36 +24,12 @@ class Lines:
         self.note(f"[{self.done}/{self.total}] {text}")
 
 
-class Bar(Lines):
+class Bar(RichBar, Lines):
     """The same above a progress bar. Raises ImportError without rich."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        super().__init__(total)
-        self._progress = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._progress.stop()
+        RichBar.__init__(self, total)
+        Lines.__init__(self, total)
 
     def doing(self, what: str) -> None:
         self._progress.update(self._task, description=what)
@@ -80,9 +44,4 @@ class Bar(Lines):
 
 def progress(total: int) -> Lines:
     """The bar where stdout is a terminal and rich is installed, else lines."""
-    if sys.stdout.isatty():
-        try:
-            return Bar(total)
-        except ImportError:
-            pass
-    return Lines(total)
+    return shown(Bar, Lines, total)

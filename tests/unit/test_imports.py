@@ -31,7 +31,7 @@ RANKS = {
     "kernels": 1,
 }
 # imported from everywhere, so they import nothing but each other
-LEAVES = {"_checks", "_imports", "extension", "version"}
+LEAVES = {"_checks", "_imports", "_progress", "extension", "version"}
 # tells about all of it, and is imported by the command line only
 RANKS["info"] = RANKS["cli"] - 1
 
