@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "parallel.h"
 
 namespace fastres {
 
@@ -66,21 +67,16 @@ class Blocks {
   // fn(block, first value, number of values), in parallel.
   template <typename F>
   void each(F fn) const {
-    at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        fn(block, first(block), values(block));
-      }
-    });
+    in_turns(count(), [&](int64_t block) { fn(block, first(block), values(block)); });
   }
 
   // The same from the last block to the first. What was written last is still in the cache, and so
   // are the first blocks for the pass that comes next.
   template <typename F>
   void each_from_the_end(F fn) const {
-    at::parallel_for(0, count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = end - 1; block >= begin; --block) {
-        fn(block, first(block), values(block));
-      }
+    in_turns(count(), [&](int64_t turn) {
+      const int64_t block = count() - 1 - turn;
+      fn(block, first(block), values(block));
     });
   }
 
@@ -130,6 +126,27 @@ struct GradientLanes {
   GradientVectors vectors() const {
     return {a.data(), b.empty() ? nullptr : b.data(), c.empty() ? nullptr : c.data()};
   }
+};
+
+// Mean and biased variance of every channel: (mean, M2) of blocks by shifted sums about their first
+// rows, merged by Chan's formula in the order of the blocks. What is merged is kept in double: beside
+// a mean of 1e4 every rounding in float would be seen.
+class BatchStatistics {
+ public:
+  BatchStatistics(int64_t channels, int64_t blocks)
+      : channels_(channels), rows_(blocks, 0), partial_(blocks * 2 * channels) {}
+
+  // `rows` dense rows, at least one; any thread, every block once.
+  template <typename T>
+  void measure(int64_t block, const T* y, int64_t rows);
+
+  // (mean, var), fp32 [C]; zeros without rows.
+  std::tuple<at::Tensor, at::Tensor> totals(const at::Tensor& like) const;
+
+ private:
+  int64_t channels_;
+  std::vector<int64_t> rows_;
+  std::vector<double> partial_;
 };
 
 // Everything bn_backward needs besides dout, unpacked once and then run slice by slice.

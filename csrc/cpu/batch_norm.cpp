@@ -57,66 +57,75 @@ namespace {
 // Rounding can take M2 below zero; NaN stays.
 double at_least_zero(double v) { return v < 0.0 ? 0.0 : v; }
 
-// (mean, M2) of every block by shifted sums about its first rows, merged by Chan's formula. What
-// is merged is kept in double: beside a mean of 1e4 every rounding in float would be seen.
+}  // namespace
+
 template <typename T>
-std::tuple<at::Tensor, at::Tensor> statistics_of(const at::Tensor& y) {
-  const int64_t channels = y.size(1), rows = y.numel() / std::max<int64_t>(1, channels);
-  const Blocks blocks(rows, channels);
-  const int64_t period = period_of(channels);
-  std::vector<double> partial(blocks.count() * 2 * channels);
-  blocks.each_from_the_end([&](int64_t block, int64_t first, int64_t values) {
-    std::vector<float> lanes(3 * period);
-    float *pivot = lanes.data(), *sum = pivot + period, *squares = sum + period;
-    kernels<T>().statistics(data<T>(y) + first, values, period, pivot, sum, squares);
-    double* mean = partial.data() + block * 2 * channels;
-    double* m2 = mean + channels;
-    // Lanes c, c + C, c + 2C ... of a period hold channel c; all are shifted to lane c's pivot.
-    for (int64_t from = 0; from < std::min(period, values); from += channels) {
-      const double n = static_cast<double>((values - 1 - from) / period + 1);
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t l = from + c;
-        const double shift = static_cast<double>(pivot[l]) - pivot[c];
-        mean[c] += sum[l] + n * shift;
-        m2[c] += squares[l] + shift * (2.0 * sum[l] + n * shift);
-      }
+void BatchStatistics::measure(int64_t block, const T* y, int64_t rows) {
+  const int64_t values = rows * channels_, period = period_of(channels_);
+  std::vector<float> lanes(3 * period);
+  float *pivot = lanes.data(), *sum = pivot + period, *squares = sum + period;
+  kernels<T>().statistics(y, values, period, pivot, sum, squares);
+  rows_[block] = rows;
+  double* mean = partial_.data() + block * 2 * channels_;
+  double* m2 = mean + channels_;
+  // Lanes c, c + C, c + 2C ... of a period hold channel c; all are shifted to lane c's pivot.
+  for (int64_t from = 0; from < std::min(period, values); from += channels_) {
+    const double n = static_cast<double>((values - 1 - from) / period + 1);
+    for (int64_t c = 0; c < channels_; ++c) {
+      const int64_t l = from + c;
+      const double shift = static_cast<double>(pivot[l]) - pivot[c];
+      mean[c] += sum[l] + n * shift;
+      m2[c] += squares[l] + shift * (2.0 * sum[l] + n * shift);
     }
-    const double share = 1.0 / static_cast<double>(blocks.rows(block));
-    for (int64_t c = 0; c < channels; ++c) {
-      const double offset = mean[c] * share;
-      m2[c] = at_least_zero(m2[c] - mean[c] * offset);
-      mean[c] = pivot[c] + offset;
-    }
-  });
-  std::vector<double> mean(channels, 0.0), m2(channels, 0.0);
+  }
+  const double share = 1.0 / static_cast<double>(rows);
+  for (int64_t c = 0; c < channels_; ++c) {
+    const double offset = mean[c] * share;
+    m2[c] = at_least_zero(m2[c] - mean[c] * offset);
+    mean[c] = pivot[c] + offset;
+  }
+}
+
+template void BatchStatistics::measure(int64_t, const float*, int64_t);
+template void BatchStatistics::measure(int64_t, const bf16*, int64_t);
+
+std::tuple<at::Tensor, at::Tensor> BatchStatistics::totals(const at::Tensor& like) const {
+  std::vector<double> mean(channels_, 0.0), m2(channels_, 0.0);
   double before = 0.0;
-  for (int64_t block = 0; block < blocks.count(); ++block) {
-    const double* block_mean = partial.data() + block * 2 * channels;
-    const double* block_m2 = block_mean + channels;
-    const double n = static_cast<double>(blocks.rows(block));
+  for (size_t block = 0; block < rows_.size(); ++block) {
+    const double* block_mean = partial_.data() + block * 2 * channels_;
+    const double* block_m2 = block_mean + channels_;
+    const double n = static_cast<double>(rows_[block]);
     const double share = n / (before + n), cross = before * share;
-    for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t c = 0; c < channels_; ++c) {
       const double delta = block_mean[c] - mean[c];
       mean[c] += delta * share;
       m2[c] += block_m2[c] + delta * delta * cross;
     }
     before += n;
   }
-  at::Tensor mean_out = empty_vector(channels, y), var_out = empty_vector(channels, y);
+  at::Tensor mean_out = empty_vector(channels_, like), var_out = empty_vector(channels_, like);
   float *m = mean_out.mutable_data_ptr<float>(), *v = var_out.mutable_data_ptr<float>();
-  for (int64_t c = 0; c < channels; ++c) {
+  for (int64_t c = 0; c < channels_; ++c) {
     m[c] = static_cast<float>(mean[c]);
-    v[c] = rows == 0 ? 0.0f : static_cast<float>(m2[c] / before);
+    v[c] = rows_.empty() ? 0.0f : static_cast<float>(m2[c] / before);
   }
   return {mean_out, var_out};
 }
 
-}  // namespace
-
-std::tuple<at::Tensor, at::Tensor> bn_stats(const at::Tensor& y) {
+std::tuple<at::Tensor, at::Tensor> bn_stats(const at::Tensor& y_) {
   const PoolScope pool;
-  return for_type(y.scalar_type(),
-                  [&](auto type) { return statistics_of<decltype(type)>(dense(y)); });
+  const at::Tensor y = dense(y_);
+  const int64_t channels = y.size(1), rows = y.numel() / std::max<int64_t>(1, channels);
+  const Blocks blocks(rows, channels);
+  BatchStatistics statistics(channels, blocks.count());
+  for_type(y.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    blocks.each_from_the_end([&](int64_t block, int64_t first, int64_t) {
+      statistics.measure(block, data<T>(y) + first, blocks.rows(block));
+    });
+  });
+  return statistics.totals(y);
 }
 
 at::Tensor bn_apply(const at::Tensor& y_, const at::Tensor& mean, const at::Tensor& invstd,

@@ -54,14 +54,12 @@ struct Filters {
     const float* const taps = w.const_data_ptr<float>();
     float* const to = units.mutable_data_ptr<float>();
     const int64_t in = 9, out = 9 * w.size(1);
-    at::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        const int64_t first = b * kTileColumns;
-        winograd_kernels().weight(taps + first * (backward ? in : out), backward ? out : in,
-                                  backward ? in : out, depth,
-                                  std::min(kTileColumns, columns - first), backward,
-                                  to + first * depth, step);
-      }
+    in_turns(blocks, [&](int64_t b) {
+      const int64_t first = b * kTileColumns;
+      winograd_kernels().weight(taps + first * (backward ? in : out), backward ? out : in,
+                                backward ? in : out, depth,
+                                std::min(kTileColumns, columns - first), backward,
+                                to + first * depth, step);
     });
   }
 
@@ -115,34 +113,32 @@ Tensor convolve_tiles(const Tensor& x, const Filters& filters, const float* bias
   const float* const from = data<float>(x);
   const float* const units = filters.units.const_data_ptr<float>();
   float* const to = mutable_data<float>(y);
-  at::parallel_for(0, total == 0 ? 0 : pieces, 1, [&](int64_t begin, int64_t end) {
+  in_turns(total == 0 ? 0 : pieces, [&](int64_t p) {
     float* const v = reinterpret_cast<float*>(scratch.mine());
     float* const m = v + kPositions * v_step;
     float* const nowhere = m + kPositions * m_step;
     float* const zeros = nowhere + std::max(in, ldc);
     std::fill_n(zeros, in, 0.0f);
-    for (int64_t p = begin; p < end; ++p) {
-      const int64_t first = few ? total * p / pieces : panels.first(p);
-      const int64_t count = few ? total * (p + 1) / pieces - first : panels.rows(p);
-      const float* pixels[16];
-      for (int64_t t = 0; t < count; ++t) {
-        tiles.pixels<const float>(from, in, first + t, 4, -1, zeros, pixels);
-        kernel.input(pixels, in, v + t * ldv, v_step);
-      }
-      for (int64_t i = 0; i < kPositions; ++i) {
-        kernel.product(v + i * v_step, ldv, count, in, units + i * filters.step, out,
-                       m + i * m_step, ldc);
-      }
-      for (int64_t t = 0; bias != nullptr && t < count; ++t) {
-        float* const row = m + kEveryPixel * m_step + t * ldc;
-        for (int64_t c = 0; c < out; ++c) row[c] += bias[c];
-      }
-      float* targets[4];
-      for (int64_t t = 0; t < count; ++t) {
-        tiles.pixels<float>(to, out, first + t, 2, 0, nowhere, targets);
-        kernel.output(m + t * ldc, m_step, out, targets);
-        for (int64_t i = 0; finishes && i < 4; ++i) finish.run(targets[i], out, to, nowhere);
-      }
+    const int64_t first = few ? total * p / pieces : panels.first(p);
+    const int64_t count = few ? total * (p + 1) / pieces - first : panels.rows(p);
+    const float* pixels[16];
+    for (int64_t t = 0; t < count; ++t) {
+      tiles.pixels<const float>(from, in, first + t, 4, -1, zeros, pixels);
+      kernel.input(pixels, in, v + t * ldv, v_step);
+    }
+    for (int64_t i = 0; i < kPositions; ++i) {
+      kernel.product(v + i * v_step, ldv, count, in, units + i * filters.step, out,
+                     m + i * m_step, ldc);
+    }
+    for (int64_t t = 0; bias != nullptr && t < count; ++t) {
+      float* const row = m + kEveryPixel * m_step + t * ldc;
+      for (int64_t c = 0; c < out; ++c) row[c] += bias[c];
+    }
+    float* targets[4];
+    for (int64_t t = 0; t < count; ++t) {
+      tiles.pixels<float>(to, out, first + t, 2, 0, nowhere, targets);
+      kernel.output(m + t * ldc, m_step, out, targets);
+      for (int64_t i = 0; finishes && i < 4; ++i) finish.run(targets[i], out, to, nowhere);
     }
   });
   return y;
@@ -214,46 +210,42 @@ Tensor winograd_backward_weight(const Tensor& dy, const Tensor& x) {
   const int64_t v_step = kTiles * ldv + kStagger, m_step = kTiles * ldm + kStagger;
   Scratch scratch((kPositions * (v_step + m_step) + std::max(in, ld)) * 4);
   const float *const from_x = data<float>(x), *const from_dy = data<float>(dy);
-  at::parallel_for(0, pieces.count(), 1, [&](int64_t begin, int64_t end) {
+  in_turns(pieces.count(), [&](int64_t piece) {
     float* const v = reinterpret_cast<float*>(scratch.mine());
     float* const m = v + kPositions * v_step;
     float* const zeros = m + kPositions * m_step;
     std::fill_n(zeros, std::max(in, ld), 0.0f);
-    for (int64_t piece = begin; piece < end; ++piece) {
-      const int64_t group = piece / (pieces.in_blocks * pieces.out_blocks);
-      const int64_t i0 = piece / pieces.out_blocks % pieces.in_blocks * pieces.in_block;
-      const int64_t j0 = piece % pieces.out_blocks * pieces.out_block;
-      const int64_t ins = std::min(pieces.in_block, in - i0);
-      const int64_t outs = std::min(pieces.out_block, out - j0);
-      float* const c = all + group * group_step + i0 * ld + j0;
-      const int64_t begins = tiles.count() * group / pieces.groups;
-      const int64_t last = tiles.count() * (group + 1) / pieces.groups;
-      for (int64_t first = begins; first < last; first += kTiles) {
-        const int64_t count = std::min(kTiles, last - first);
-        const float* pixels[16];
-        for (int64_t t = 0; t < count; ++t) {
-          tiles.pixels<const float>(from_x + i0, in, first + t, 4, -1, zeros, pixels);
-          kernel.input(pixels, ins, v + t * ldv, v_step);
-          tiles.pixels<const float>(from_dy + j0, out, first + t, 2, 0, zeros, pixels);
-          kernel.gradient(pixels, outs, m + t * ldm, m_step);
-        }
-        for (int64_t i = 0; i < kPositions; ++i) {
-          blocks.accumulate(v + i * v_step, ldv, ins, m + i * m_step, ldm, outs, count,
-                            c + i * step, ld, ins, first > begins);
-        }
+    const int64_t group = piece / (pieces.in_blocks * pieces.out_blocks);
+    const int64_t i0 = piece / pieces.out_blocks % pieces.in_blocks * pieces.in_block;
+    const int64_t j0 = piece % pieces.out_blocks * pieces.out_block;
+    const int64_t ins = std::min(pieces.in_block, in - i0);
+    const int64_t outs = std::min(pieces.out_block, out - j0);
+    float* const c = all + group * group_step + i0 * ld + j0;
+    const int64_t begins = tiles.count() * group / pieces.groups;
+    const int64_t last = tiles.count() * (group + 1) / pieces.groups;
+    for (int64_t first = begins; first < last; first += kTiles) {
+      const int64_t count = std::min(kTiles, last - first);
+      const float* pixels[16];
+      for (int64_t t = 0; t < count; ++t) {
+        tiles.pixels<const float>(from_x + i0, in, first + t, 4, -1, zeros, pixels);
+        kernel.input(pixels, ins, v + t * ldv, v_step);
+        tiles.pixels<const float>(from_dy + j0, out, first + t, 2, 0, zeros, pixels);
+        kernel.gradient(pixels, outs, m + t * ldm, m_step);
+      }
+      for (int64_t i = 0; i < kPositions; ++i) {
+        blocks.accumulate(v + i * v_step, ldv, ins, m + i * m_step, ldm, outs, count,
+                          c + i * step, ld, ins, first > begins);
       }
     }
   });
   Tensor dw = at::empty({out, in, 3, 3}, x.options());
   float* const taps = dw.mutable_data_ptr<float>();
   const int64_t strips = in / kWinogradChannels, columns = ld / kTileColumns;
-  at::parallel_for(0, strips * columns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t s = begin; s < end; ++s) {
-      const int64_t i = s / columns * kWinogradChannels, j = s % columns * kTileColumns;
-      kernel.weight_gradient(all + i * ld + j, ld, step, pieces.groups, group_step,
-                             kWinogradChannels, std::min(kTileColumns, out - j),
-                             taps + (j * in + i) * 9, 9 * in);
-    }
+  in_turns(strips * columns, [&](int64_t s) {
+    const int64_t i = s / columns * kWinogradChannels, j = s % columns * kTileColumns;
+    kernel.weight_gradient(all + i * ld + j, ld, step, pieces.groups, group_step,
+                           kWinogradChannels, std::min(kTileColumns, out - j),
+                           taps + (j * in + i) * 9, 9 * in);
   });
   return dw;
 }
