@@ -1,5 +1,11 @@
 // The loops themselves. Included by block_kernels_*.cpp after pack_impl.h.
 
+#if defined(FASTRES_PAIRS)
+#include "columns_impl.h"
+#include "pack_pairs_impl.h"
+#include "tile_rows_impl.h"
+#endif
+
 namespace fastres {
 namespace {
 
@@ -40,6 +46,14 @@ struct Operands {
 // cache beside the panel are walked once, else the panel is.
 template <typename F>
 void each_panel_tile(int64_t rows, int64_t columns, int64_t depth, F fn) {
+  constexpr int64_t kShallow = 64;  // units of depth of which a tile's weights stay in L1
+  if (depth <= kShallow) {
+    for (int64_t column = 0; column < columns; column += kTileColumns) {
+      const int64_t width = columns - column < kTileColumns ? columns - column : kTileColumns;
+      each_tile(rows, [&](int64_t row, int64_t count) { fn(row, count, column, width); });
+    }
+    return;
+  }
   constexpr int64_t kResident = int64_t{1} << 16;  // units of weights
   const int64_t fits = kResident / (depth < 1 ? 1 : depth) / kTileColumns * kTileColumns;
   const int64_t chunk = fits < kTileColumns ? kTileColumns : fits;
@@ -111,6 +125,17 @@ void expand_kind(const ExpandPanel<T>& p) {
     if constexpr (KIND == Residual::product) {
       projection.template product<UNIT>(row, rows, column, second, false);
     }
+#if defined(FASTRES_PAIRS)
+    constexpr bool kReads = KIND == Residual::identity || KIND == Residual::affine;
+    if (columns == kTileColumns && (!kReads || p.shortcut.channels >= column + columns)) {
+      expand_tile<KIND, RELU>(
+          sums, second, rows, p.scale + column, p.shift + column, p.s_scale + column,
+          p.s_shift + column,
+          [&](int64_t r) { return p.shortcut.at(p.first + row + r) + column; }, p.columns,
+          p.out + (p.first + row) * p.columns + column);
+      return;
+    }
+#endif
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = p.first + row + r;
       T* const out = p.out + at * p.columns + column;
@@ -188,6 +213,19 @@ void data(const DataPanel<T>& p) {
     gradient.template product<UNIT>(row, rows, column, sums, false);
     if (mixed) mixing.template product<UNIT>(row, rows, column, sums, true);
     const float* const constant = p.constant == nullptr ? nullptr : p.constant + column;
+#if defined(FASTRES_PAIRS)
+    if (columns == kTileColumns) {
+      if (p.branch.mean == nullptr) {
+        data_tile<false>(sums, rows, constant, nullptr, {}, nullptr, nullptr, p.columns,
+                         p.out + corner);
+      } else {
+        data_tile<true>(sums, rows, constant, p.y + corner,
+                        {p.branch.mean + column, p.branch.scale + column, p.branch.bias + column},
+                        p.sum_g + column, p.sum_gd + column, p.columns, p.out + corner);
+      }
+      return;
+    }
+#endif
     for (int64_t r = 0; r < rows; ++r) {
       const float* const acc = sums + r * kTileColumns;
       const int64_t at = (p.first + row + r) * p.columns + column;
@@ -287,6 +325,16 @@ void input_mask(const InputPanel<T>& p) {
     }
     prefetch_tile<T, true>(p.out + corner, rows, p.columns, columns);
     main.template product<UNIT>(row, rows, column, sums, false);
+#if defined(FASTRES_PAIRS)
+    if (columns == kTileColumns && p.stride_h == 1 && p.stride_w == 1) {
+      const int64_t from = (p.first + row) * p.residual_channels + column;
+      const T* const residual = p.residual == nullptr ? nullptr : p.residual + from;
+      const T* const mask = p.residual_mask == nullptr ? nullptr : p.residual_mask + from;
+      input_tile<MASK>(sums, rows, MASK ? p.x + corner : nullptr, residual, mask,
+                       p.residual_channels, p.columns, p.out + corner);
+      return;
+    }
+#endif
     for (int64_t r = 0; r < rows; ++r) {
       input_row<T, float, MASK>(p, sums + r * kTileColumns, p.first + row + r, column, columns);
     }
@@ -311,7 +359,11 @@ void finish_input(const InputPanel<T>& p) {
 template <typename T, typename UNIT, bool PAIRS>
 constexpr BlockKernels<T> block_table() {
   return {PAIRS,
-          &pack<T, PAIRS>,
+#if defined(FASTRES_PAIRS)
+          &pack_pairs,
+#else
+          &pack<T>,
+#endif
           &pack_weight<T, PAIRS>,
           &accumulate<UNIT, PAIRS>,
           &expand<T, UNIT, PAIRS>,

@@ -14,39 +14,18 @@ inline uint32_t bf16_bits(float v) {
 inline float rounded(float v, const float*) { return v; }
 inline float rounded(float v, const bf16*) { return __builtin_bit_cast(float, bf16_bits(v)); }
 
-#if defined(FASTRES_PAIRS)
-// Sixteen values as bf16. A product takes subnormal numbers for zero, as this instruction does;
-// otherwise it rounds as bf16_bits.
-inline __m256i convert(const float* p) {
-  return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(_mm512_loadu_ps(p)));
-}
-inline void store_units(bf16* units, const float* a, __mmask16 mask) {
-  _mm256_mask_storeu_epi16(units, mask, convert(a));
-}
-inline void store_units(uint32_t* units, const float* a, const float* b, __mmask16 mask) {
-  const __m512i low = _mm512_cvtepu16_epi32(convert(a));
-  const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(convert(b)), 16);
-  _mm512_mask_storeu_epi32(units, mask, _mm512_or_si512(low, high));
-}
-inline __mmask16 first_lanes(int64_t count) {
-  return static_cast<__mmask16>(count < 16 ? (1u << count) - 1 : 0xffffu);
-}
-#endif
-
-// Where the units of an operand go: rows of fp32 or bf16, or rows of pairs that join two rows.
-template <typename T, bool PAIRS>
+// Where the units of an operand go: rows of fp32, in either order.
+template <typename T>
 struct Writer {
-  Order order;
   int64_t ld, channels;
-  void* to;
+  float* to;
   float* sums;  // [channels] of what is written, before rounding; may be null
   int64_t end;  // columns from `channels` up to here become zero
 
   // The columns from `first` on.
   Writer columns(int64_t first, int64_t count, int64_t zeros) const {
     Writer part = *this;
-    const int64_t size = PAIRS && order == Order::rows ? 2 : 4;
-    part.to = static_cast<char*>(to) + first * size;
+    part.to = to + first;
     part.channels = count;
     part.end = count + zeros;
     return part;
@@ -61,91 +40,19 @@ struct Writer {
  private:
   template <bool SUMS, typename F>
   void write_rows(int64_t rows, F row) const {
-    if constexpr (!PAIRS) {
-      for (int64_t r = 0; r < rows; ++r) {
-        float* __restrict units = static_cast<float*>(to) + r * ld;
-        const auto value = row(r);
-        each_value<SUMS>([&](int64_t c, float v) { units[c] = rounded(v, static_cast<T*>(to)); },
-                         value);
-        for (int64_t c = channels; c < end; ++c) units[c] = 0.0f;
-      }
-    } else if (order == Order::rows) {
-      for (int64_t r = 0; r < rows; ++r) {
-        bf16* const units = static_cast<bf16*>(to) + r * ld;
-        one_row<SUMS>(units, row(r));
-        for (int64_t c = channels; c < end; ++c) units[c] = bf16{};
-      }
-    } else {
-      for (int64_t r = 0; r < rows; r += 2) {
-        uint32_t* const units = static_cast<uint32_t*>(to) + r / 2 * ld;
-        const auto value = row(r);
-        if (r + 1 < rows) {
-          pair_of_rows<SUMS>(units, value, row(r + 1));
-        } else {
-          pair_of_rows<SUMS>(units, value, [](int64_t) { return 0.0f; });
-        }
-        for (int64_t c = channels; c < end; ++c) units[c] = 0;
-      }
-    }
-  }
-
-  template <bool SUMS, typename S, typename F>
-  void each_value(S put, F value) const {
-    float* __restrict total = sums;
+    for (int64_t r = 0; r < rows; ++r) {
+      float* __restrict units = to + r * ld;
+      float* __restrict total = sums;
+      const auto value = row(r);
 #pragma GCC ivdep
-    for (int64_t c = 0; c < channels; ++c) {
-      const float v = value(c);
-      if constexpr (SUMS) total[c] += v;
-      put(c, v);
-    }
-  }
-
-#if defined(FASTRES_PAIRS)
-  // Values are worked out a few vectors at a time, then rounded by an instruction of its own.
-  static constexpr int64_t kAtOnce = 64;
-
-  template <bool SUMS, typename F>
-  void one_row(bf16* units, F value) const {
-    float a[kAtOnce] = {};
-    for (int64_t c = 0; c < channels; c += kAtOnce) {
-      const int64_t count = fill<SUMS>(a, c, value);
-      for (int64_t i = 0; i < count; i += 16) {
-        store_units(units + c + i, a + i, first_lanes(count - i));
+      for (int64_t c = 0; c < channels; ++c) {
+        const float v = value(c);
+        if constexpr (SUMS) total[c] += v;
+        units[c] = rounded(v, static_cast<const T*>(nullptr));
       }
+      for (int64_t c = channels; c < end; ++c) units[c] = 0.0f;
     }
   }
-
-  template <bool SUMS, typename F, typename G>
-  void pair_of_rows(uint32_t* units, F first, G second) const {
-    float a[kAtOnce] = {}, b[kAtOnce] = {};
-    for (int64_t c = 0; c < channels; c += kAtOnce) {
-      const int64_t count = fill<SUMS>(a, c, first);
-      fill<SUMS>(b, c, second);
-      for (int64_t i = 0; i < count; i += 16) {
-        store_units(units + c + i, a + i, b + i, first_lanes(count - i));
-      }
-    }
-  }
-
-  template <bool SUMS, typename F>
-  int64_t fill(float* __restrict values, int64_t from, F value) const {
-    const int64_t count = channels - from < kAtOnce ? channels - from : kAtOnce;
-    float* __restrict total = sums + (SUMS ? from : 0);
-    const auto one = [&](int64_t c) {
-      const float v = value(from + c);
-      if constexpr (SUMS) total[c] += v;
-      values[c] = v;
-    };
-    if (count == kAtOnce) {
-#pragma GCC ivdep
-      for (int64_t c = 0; c < kAtOnce; ++c) one(c);
-    } else {
-#pragma GCC ivdep
-      for (int64_t c = 0; c < count; ++c) one(c);
-    }
-    return count;
-  }
-#endif
 };
 
 // Rows from the one at hand to the one to ask for: about 2 KiB ahead.
@@ -162,8 +69,8 @@ inline void prefetch_row(const T* p, int64_t channels) {
   }
 }
 
-template <typename T, bool PAIRS>
-void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, PAIRS>& writer) {
+template <typename T>
+void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T>& writer) {
   const float* const mean = o.branch.mean;
   const float* const scale = o.branch.scale;
   const float* const bias = o.branch.bias;
@@ -195,9 +102,8 @@ void pack_bn(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T, P
   }
 }
 
-template <typename T, bool PAIRS>
-void pack_masked(const Operand<T>& o, int64_t first, int64_t rows,
-                 const Writer<T, PAIRS>& writer) {
+template <typename T>
+void pack_masked(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T>& writer) {
   const int64_t ahead = rows_ahead<T>(o.channels) * o.step;
   const auto row = [&](const T* from, int64_t r) {
     const T* const p = from + (first + r) * o.step;
@@ -217,9 +123,8 @@ void pack_masked(const Operand<T>& o, int64_t first, int64_t rows,
   }
 }
 
-template <typename T, Mask MASK, bool PAIRS>
-void pack_dy_mask(const Operand<T>& o, int64_t first, int64_t rows,
-                  const Writer<T, PAIRS>& writer) {
+template <typename T, Mask MASK>
+void pack_dy_mask(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T>& writer) {
   const float* const mean = o.branch.mean;
   const float* const scale = o.branch.scale;
   const float* const bias = o.branch.bias;
@@ -252,54 +157,73 @@ void pack_dy_mask(const Operand<T>& o, int64_t first, int64_t rows,
   }
 }
 
-template <typename T, bool PAIRS>
-void pack_patches(const Operand<T>& o, int64_t first, int64_t rows,
-                  const Writer<T, PAIRS>& writer) {
-  const PatchesOf<T>& p = o.patches;
-  for (int64_t done = 0; done < o.channels;) {
-    const int64_t place = (p.column + done) / p.channels;
-    const int64_t channel = p.column + done - place * p.channels;
-    const int64_t left = o.channels - done;
-    const int64_t count = left < p.channels - channel ? left : p.channels - channel;
-    const int64_t down = place / p.kernel_w * p.dilation_h - p.padding_h;
-    const int64_t across = place % p.kernel_w * p.dilation_w - p.padding_w;
-    // the pixel at hand: rows come one after the other
-    int64_t line = first / p.width_out, wide = first - line * p.width_out;
-    int64_t image = line / p.height_out, high = line - image * p.height_out;
-    const bool last = done + count == o.channels;
-    writer.columns(done, count, last ? writer.end - o.channels : 0).write(rows, [&](int64_t) {
-      const int64_t h = high * p.stride_h + down, w = wide * p.stride_w + across;
-      const bool inside = h >= 0 && h < p.height && w >= 0 && w < p.width;
-      const T* const from =
-          inside ? p.base + ((image * p.height + h) * p.width + w) * p.channels : p.zeros;
-      if (++wide == p.width_out) {
-        wide = 0;
-        if (++high == p.height_out) {
-          high = 0;
-          ++image;
-        }
+// The pixels that one place of a kernel meets, row by row of the patches.
+template <typename T>
+class PatchRows {
+ public:
+  // From `column` on: the place of the kernel there and the channel within it.
+  PatchRows(const PatchesOf<T>& patches, int64_t column, int64_t first) : p_(patches) {
+    const int64_t place = column / p_.channels, line = first / p_.width_out;
+    channel_ = column - place * p_.channels;
+    down_ = place / p_.kernel_w * p_.dilation_h - p_.padding_h;
+    across_ = place % p_.kernel_w * p_.dilation_w - p_.padding_w;
+    wide_ = first - line * p_.width_out;
+    image_ = line / p_.height_out;
+    high_ = line - image_ * p_.height_out;
+  }
+
+  // Channels left at this place.
+  int64_t count() const { return p_.channels - channel_; }
+
+  const T* next() {
+    const int64_t h = high_ * p_.stride_h + down_, w = wide_ * p_.stride_w + across_;
+    const bool inside = h >= 0 && h < p_.height && w >= 0 && w < p_.width;
+    const T* const from =
+        inside ? p_.base + ((image_ * p_.height + h) * p_.width + w) * p_.channels : p_.zeros;
+    if (++wide_ == p_.width_out) {
+      wide_ = 0;
+      if (++high_ == p_.height_out) {
+        high_ = 0;
+        ++image_;
       }
-      return [x = from + channel](int64_t c) { return load(x, c); };
+    }
+    return from + channel_;
+  }
+
+ private:
+  PatchesOf<T> p_;
+  int64_t channel_, down_, across_, wide_, high_, image_;
+};
+
+template <typename T>
+void pack_patches(const Operand<T>& o, int64_t first, int64_t rows, const Writer<T>& writer) {
+  for (int64_t done = 0; done < o.channels;) {
+    PatchRows<T> pixels(o.patches, o.patches.column + done, first);
+    const int64_t left = o.channels - done;
+    const int64_t count = left < pixels.count() ? left : pixels.count();
+    const bool last = count == left;
+    writer.columns(done, count, last ? writer.end - o.channels : 0).write(rows, [&](int64_t) {
+      return [x = pixels.next()](int64_t c) { return load(x, c); };
     });
     done += count;
   }
 }
 
-template <typename T, bool PAIRS>
-void pack(const Operand<T>& o, int64_t first, int64_t rows, Order order, int64_t ld, void* to,
+template <typename T>
+void pack(const Operand<T>& o, int64_t first, int64_t rows, Order, int64_t ld, void* to,
           float* sums) {
-  const Writer<T, PAIRS> writer{order, ld, o.channels, to, sums, ld};
+  const Writer<T> writer{ld, o.channels, static_cast<float*>(to), sums, ld};
   if (o.patches.base != nullptr) {
-    pack_patches<T, PAIRS>(o, first, rows, writer);
+    pack_patches<T>(o, first, rows, writer);
   } else if (o.gradient.a != nullptr) {
-    const auto run = o.out != nullptr ? &pack_dy_mask<T, Mask::out, PAIRS>
-                     : o.relu         ? &pack_dy_mask<T, Mask::again, PAIRS>
-                                      : &pack_dy_mask<T, Mask::all, PAIRS>;
+    const auto run = o.out != nullptr ? &pack_dy_mask<T, Mask::out>
+                     : o.relu         ? &pack_dy_mask<T, Mask::again>
+                                      : &pack_dy_mask<T, Mask::all>;
     run(o, first, rows, writer);
   } else if (o.dout != nullptr) {
-    pack_masked<T, PAIRS>(o, first, rows, writer);
+    pack_masked<T>(o, first, rows, writer);
   } else {
-    pack_bn<T, PAIRS>(o, first, rows, writer);
+    pack_bn<T>(o, first, rows, writer);
   }
 }
 
