@@ -6,11 +6,19 @@ namespace fastres {
 namespace {
 
 // of an outer product's operands
-constexpr int64_t kPanelBytes = int64_t{320} << 10;
+constexpr int64_t kPairOfPanelsBytes = int64_t{320} << 10;
 // beyond it the columns of a tile do not stay in the first cache
 constexpr int64_t kDepthOfATile = 112;
 
 }  // namespace
+
+bool products_serve(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef stride,
+                    at::IntArrayRef padding, int64_t groups) {
+  const bool pointwise = groups == 1 && weight.size(2) * weight.size(3) == 1 && padding[0] == 0 &&
+                         padding[1] == 0 && stride[0] == stride[1];
+  return pointwise && x.numel() > 0 && weight.size(1) >= 16 &&
+         for_type(x.scalar_type(), [](auto type) { return block_kernels<decltype(type)>().pairs; });
+}
 
 std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length) {
   std::vector<float> values(padded_columns(length), 0.0f);
@@ -65,11 +73,10 @@ PackedWeight<T>::PackedWeight(const at::Tensor& matrix_) : depth_(matrix_.size(0
   float* const start = units_.template mutable_data_ptr<float>();
   const float* const from = matrix.template const_data_ptr<float>();
   const int64_t down = matrix.stride(0), across = matrix.stride(1);
-  at::parallel_for(0, padded_columns(columns) / kTileColumns, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin * kTileColumns; c < end * kTileColumns; c += kTileColumns) {
-      block_kernels<T>().pack_weight(from + c * across, down, across, depth_,
-                                     std::min(kTileColumns, columns - c), start + c * units);
-    }
+  in_turns(padded_columns(columns) / kTileColumns, [&](int64_t tile) {
+    const int64_t c = tile * kTileColumns;
+    block_kernels<T>().pack_weight(from + c * across, down, across, depth_,
+                                   std::min(kTileColumns, columns - c), start + c * units);
   });
 }
 
@@ -172,7 +179,7 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     const int64_t from = rows * group / split.groups / 2 * 2;
     const bool last = group + 1 == split.groups;
     const int64_t to = last ? rows : rows * (group + 1) / split.groups / 2 * 2;
-    const Panels own_panels(to - from, row_bytes, kPanelBytes, kDepthOfATile);
+    const Panels own_panels(to - from, row_bytes, kPairOfPanelsBytes, kDepthOfATile);
     for (int64_t p = 0; p < own_panels.count(); ++p) {
       panels.push_back({from + own_panels.first(p), own_panels.rows(p)});
       most = std::max(most, own_panels.rows(p));
@@ -192,37 +199,33 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   Scratch scratch(most * row_bytes);
   Shared packed(ahead ? count_of_panels * panel_units * 4 : 0);
   if (ahead) {
-    at::parallel_for(0, count_of_panels, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) pack_a(p, packed.floats() + p * panel_units, true);
-    });
+    in_turns(count_of_panels,
+             [&](int64_t p) { pack_a(p, packed.floats() + p * panel_units, true); });
   }
   float* const all = partial.mutable_data_ptr<float>();
   const int64_t items = split.groups * split.blocks;
-  at::parallel_for(0, items, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t turn = begin; turn < end; ++turn) {
-      // blocks of a triangle differ in size: the largest go with the smallest
-      const int64_t item = turn % 2 == 0 ? turn / 2 : items - 1 - turn / 2;
-      const int64_t group = item / split.blocks, block = item % split.blocks;
-      const int64_t column = split.column(block);
-      const int64_t width = std::min(n, split.column(block + 1)) - column;
-      float* const c = all + group * m * ldc + column;
-      float* const mine = reinterpret_cast<float*>(scratch.mine());
-      float* const units_b = mine + most * lda;
-      for (int64_t p = starts[group]; p < starts[group + 1]; ++p) {
-        const float* units_a = packed.floats() + p * panel_units;
-        if (!ahead) {
-          pack_a(p, mine, block == 0);  // once for all blocks
-          units_a = mine;
-        }
-        const auto [first, count] = panels[p];
-        if (!symmetric) {
-          kernel.pack(b.columns(column, width), first, count, Order::transposed, ldb, units_b,
-                      nullptr);
-        }
-        kernel.accumulate(units_a, lda, m, symmetric ? units_a + column : units_b,
-                          symmetric ? lda : ldb, width, count, c, ldc, symmetric ? column : m,
-                          p > starts[group]);
+  in_turns(items, [&](int64_t turn) {
+    // blocks of a triangle differ in size: the largest come first
+    const int64_t group = turn % split.groups, block = split.blocks - 1 - turn / split.groups;
+    const int64_t column = split.column(block);
+    const int64_t width = std::min(n, split.column(block + 1)) - column;
+    float* const c = all + group * m * ldc + column;
+    float* const mine = reinterpret_cast<float*>(scratch.mine());
+    float* const units_b = mine + most * lda;
+    for (int64_t p = starts[group]; p < starts[group + 1]; ++p) {
+      const float* units_a = packed.floats() + p * panel_units;
+      if (!ahead) {
+        pack_a(p, mine, block == 0);  // once for all blocks
+        units_a = mine;
       }
+      const auto [first, count] = panels[p];
+      if (!symmetric) {
+        kernel.pack(b.columns(column, width), first, count, Order::transposed, ldb, units_b,
+                    nullptr);
+      }
+      kernel.accumulate(units_a, lda, m, symmetric ? units_a + column : units_b,
+                        symmetric ? lda : ldb, width, count, c, ldc, symmetric ? column : m,
+                        p > starts[group]);
     }
   });
   at::Tensor result = partial;
@@ -230,12 +233,10 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     result = at::empty({m, n}, partial.options());
     float* const out = result.mutable_data_ptr<float>();
     const int64_t row_step = transposed ? 1 : n, column_step = transposed ? m : 1;
-    at::parallel_for(0, (m + kStrip - 1) / kStrip, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t strip = begin; strip < end; ++strip) {
-        const int64_t first = strip * kStrip, count = std::min(kStrip, m - first);
-        add_groups(all + first * ldc, ldc, m * ldc, split.groups, count, n,
-                   out + first * row_step, row_step, column_step);
-      }
+    in_turns((m + kStrip - 1) / kStrip, [&](int64_t strip) {
+      const int64_t first = strip * kStrip, count = std::min(kStrip, m - first);
+      add_groups(all + first * ldc, ldc, m * ldc, split.groups, count, n, out + first * row_step,
+                 row_step, column_step);
     });
     for (int64_t i = 0; symmetric && i < m; ++i) {
       for (int64_t j = 0; j < i; ++j) out[i * n + j] = out[j * n + i];

@@ -34,6 +34,15 @@ int64_t count_rows(const at::Tensor& y, const RowsOf<T>& rows) {
   return y.size(0) * rows.height * rows.width;
 }
 
+// Bytes of a panel's operands: they stay in the second cache beside a piece of the weight.
+constexpr int64_t kPanelBytes = int64_t{400} << 10;
+
+// Whether a convolution is taken as a product of our own: 1x1, where products are of pairs. A weight
+// is then rounded as it is packed, a prologue needs no tensor, and the statistics are taken while
+// their rows are in the cache.
+bool products_serve(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef stride,
+                    at::IntArrayRef padding, int64_t groups);
+
 // A [C] vector in fp32, padded to whole tiles.
 std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length);
 

@@ -7,9 +7,6 @@ namespace {
 
 using at::Tensor;
 
-// Bytes of a panel that stay in the second cache.
-constexpr int64_t kPanelBytes = int64_t{400} << 10;
-
 template <typename T>
 InputPanel<T> input_panel(const Tensor& x, const Tensor& residual, const Tensor& residual_mask,
                           at::IntArrayRef residual_stride, bool mask_by_x, Tensor& dx) {
@@ -34,9 +31,8 @@ InputPanel<T> input_panel(const Tensor& x, const Tensor& residual, const Tensor&
 // Panels of `rows`, in parallel: fn(panel number, first row, rows).
 template <typename F>
 void each_panel(const Panels& panels, int64_t rows, F fn) {
-  at::parallel_for(0, rows == 0 ? 0 : panels.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t p = begin; p < end; ++p) fn(p, panels.first(p), panels.rows(p));
-  });
+  in_turns(rows == 0 ? 0 : panels.count(),
+           [&](int64_t p) { fn(p, panels.first(p), panels.rows(p)); });
 }
 
 // What surrounds the convolution of a link; rows are those of x.

@@ -39,6 +39,38 @@ bool patches_serve(const at::Tensor& dy, const at::Tensor& weight, const Geometr
          (beyond(g.stride) || beyond(g.dilation) || pixels < 16 * in);
 }
 
+// A 1x1 convolution as a product, with the statistics of its output.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> pointwise(const at::Tensor& x,
+                                                         const at::Tensor& weight,
+                                                         at::IntArrayRef stride,
+                                                         const BranchLanes& prologue, bool stats) {
+  return for_type(x.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const Operand<T> z = bn_operand<T>(x, stride, prologue, nullptr);
+    const PackedWeight<T> packed(weight.flatten(1).t());
+    const int64_t columns = weight.size(0), rows = count_rows(x, z.y);
+    at::Tensor y = empty_dense({x.size(0), columns, z.y.height, z.y.width}, x);
+    const int64_t bytes = unit_bytes<T>() * staggered_row<T>(z.channels);
+    const Panels panels(rows, bytes, kPanelBytes);
+    Scratch scratch(panels.most() * bytes);
+    BatchStatistics statistics(stats ? columns : 0, panels.count());
+    T* const to = mutable_data<T>(y);
+    in_turns(panels.count(), [&](int64_t p) {
+      DataPanel<T> panel{};
+      panel.first = panels.first(p);
+      panel.rows = panels.rows(p);
+      panel.columns = columns;
+      panel.gradient = factor(z, panel.first, panel.rows, packed, scratch.mine());
+      panel.out = to;
+      block_kernels<T>().data(panel);
+      if (stats) statistics.measure(p, to + panel.first * columns, panel.rows);
+    });
+    if (!stats) return std::make_tuple(y, empty_vector(0, x), empty_vector(0, x));
+    auto [mean, var] = statistics.totals(x);
+    return std::make_tuple(y, mean, var);
+  });
+}
+
 // dy^T times the patches of x, in fp32: the gradient of a channels_last weight.
 at::Tensor patches_backward_weight(const at::Tensor& dy, const at::Tensor& x,
                                    const at::Tensor& weight, const Geometry& g) {
@@ -115,6 +147,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> conv_stats(
   const ConvolutionScope scope;
   const Geometry geometry{stride, padding, dilation, groups};
   at::Tensor x = dense(x_);
+  if (products_serve(x, weight, stride, padding, groups)) {
+    return pointwise(x, weight, stride, lanes_or_none(pro_mean, pro_invstd, pro_weight, pro_bias),
+                     stats);
+  }
   if (pro_mean.has_value()) {
     x = bn_apply(x, *pro_mean, *pro_invstd, pro_weight, pro_bias, {}, {}, {}, {}, {}, 1, true);
   }

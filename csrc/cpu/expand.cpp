@@ -7,9 +7,6 @@ namespace {
 
 using at::Tensor;
 
-// Bytes of a panel's operands: they stay in the second cache beside a piece of the weight.
-constexpr int64_t kPanelBytes = int64_t{400} << 10;
-
 // [depth, columns]; packing rounds it.
 Tensor weight_matrix(const Tensor& conv_weight) { return conv_weight.flatten(1).t(); }
 
@@ -38,13 +35,50 @@ std::tuple<Tensor, Tensor> moments(const Tensor& y_, const OptionalTensor& mean,
   });
 }
 
-Tensor expand(const Tensor& y_, const OptionalTensor& mean, const OptionalTensor& invstd,
-              const OptionalTensor& weight, const OptionalTensor& bias,
-              const OptionalTensor& pivot_, const Tensor& conv_weight, const Tensor& scale_,
-              const Tensor& shift_, const OptionalTensor& shortcut_,
-              const OptionalTensor& s_pivot_, const OptionalTensor& s_conv_weight,
-              const OptionalTensor& s_scale_, const OptionalTensor& s_shift_,
-              at::IntArrayRef shortcut_stride, bool relu) {
+namespace {
+
+// The 1x1 convolution that reads a panel of the output while it is in the cache.
+template <typename T>
+struct Next {
+  Next(const Tensor& weight, const Tensor& out, int64_t panels)
+      : packed(weight_matrix(weight)),
+        columns(weight.size(0)),
+        y(empty_dense({out.size(0), columns, out.size(2), out.size(3)}, out)),
+        operand(bn_operand<T>(out, {1, 1}, none, nullptr)),
+        bytes(unit_bytes<T>() * staggered_row<T>(out.size(1))),
+        statistics(columns, panels),
+        to(mutable_data<T>(y)) {}
+
+  void run(int64_t p, int64_t first, int64_t rows, char* units) {
+    DataPanel<T> panel{};
+    panel.gradient = factor(operand, first, rows, packed, units);
+    panel.first = first;
+    panel.rows = rows;
+    panel.columns = columns;
+    panel.out = to;
+    block_kernels<T>().data(panel);
+    statistics.measure(p, to + first * columns, rows);
+  }
+
+  const BranchLanes none;
+  const PackedWeight<T> packed;
+  const int64_t columns;
+  Tensor y;
+  const Operand<T> operand;
+  const int64_t bytes;
+  BatchStatistics statistics;
+  T* const to;
+};
+
+// expand, and what follows it if there is a `next_weight`.
+std::tuple<Tensor, Tensor, Tensor, Tensor> expand_with(
+    const Tensor& y_, const OptionalTensor& mean, const OptionalTensor& invstd,
+    const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& pivot_,
+    const Tensor& conv_weight, const Tensor& scale_, const Tensor& shift_,
+    const OptionalTensor& shortcut_, const OptionalTensor& s_pivot_,
+    const OptionalTensor& s_conv_weight, const OptionalTensor& s_scale_,
+    const OptionalTensor& s_shift_, at::IntArrayRef shortcut_stride, bool relu,
+    const Tensor& next_weight) {
   const PoolScope pool;
   const Tensor y = dense(y_), shortcut = shortcut_.has_value() ? dense(*shortcut_) : Tensor();
   const int64_t columns = conv_weight.size(0);
@@ -55,6 +89,7 @@ Tensor expand(const Tensor& y_, const OptionalTensor& mean, const OptionalTensor
                            s_scale = padded_vector(s_scale_, columns),
                            s_shift = padded_vector(s_shift_, columns);
   Tensor out = empty_dense({y.size(0), columns, y.size(2), y.size(3)}, y);
+  Tensor next_y, next_mean, next_var;
   for_type(y.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const PackedWeight<T> main(weight_matrix(conv_weight));
@@ -77,34 +112,52 @@ Tensor expand(const Tensor& y_, const OptionalTensor& mean, const OptionalTensor
     const int64_t z_bytes = unit_bytes<T>() * staggered_row<T>(z.channels);
     const int64_t x_bytes = unit_bytes<T>() * staggered_row<T>(x.channels);
     const Panels panels(rows, z_bytes + x_bytes, kPanelBytes);
-    Scratch scratch(panels.most() * (z_bytes + x_bytes) + 64);
+    std::optional<Next<T>> next;
+    if (next_weight.defined()) next.emplace(next_weight, out, panels.count());
+    Scratch scratch(panels.most() * (z_bytes + x_bytes + (next ? next->bytes : 0)) + 64);
     T* const to = mutable_data<T>(out);
-    at::parallel_for(0, rows == 0 ? 0 : panels.count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t first = panels.first(p), count = panels.rows(p);
-        char* const units = scratch.mine();
-        ExpandPanel<T> panel{};
-        panel.main = factor(z, first, count, main, units);
-        if (kind == Residual::product) {
-          panel.projection = factor(x, first, count, projection, units + panels.most() * z_bytes);
-        } else if (kind != Residual::none) {
-          panel.shortcut = rows_of<T>(shortcut, shortcut_stride);
-        }
-        panel.first = first;
-        panel.rows = count;
-        panel.columns = columns;
-        panel.scale = scale.data();
-        panel.shift = shift.data();
-        panel.s_scale = s_scale.data();
-        panel.s_shift = s_shift.data();
-        panel.kind = kind;
-        panel.relu = relu;
-        panel.out = to;
-        block_kernels<T>().expand(panel);
+    in_turns(rows == 0 ? 0 : panels.count(), [&](int64_t p) {
+      const int64_t first = panels.first(p), count = panels.rows(p);
+      char* const units = scratch.mine();
+      ExpandPanel<T> panel{};
+      panel.main = factor(z, first, count, main, units);
+      if (kind == Residual::product) {
+        panel.projection = factor(x, first, count, projection, units + panels.most() * z_bytes);
+      } else if (kind != Residual::none) {
+        panel.shortcut = rows_of<T>(shortcut, shortcut_stride);
       }
+      panel.first = first;
+      panel.rows = count;
+      panel.columns = columns;
+      panel.scale = scale.data();
+      panel.shift = shift.data();
+      panel.s_scale = s_scale.data();
+      panel.s_shift = s_shift.data();
+      panel.kind = kind;
+      panel.relu = relu;
+      panel.out = to;
+      block_kernels<T>().expand(panel);
+      if (next) next->run(p, first, count, units + panels.most() * (z_bytes + x_bytes));
     });
+    if (next) {
+      next_y = next->y;
+      std::tie(next_mean, next_var) = next->statistics.totals(out);
+    }
   });
-  return out;
+  return {out, next_y, next_mean, next_var};
+}
+
+}  // namespace
+
+Tensor expand(const Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
+              const OptionalTensor& weight, const OptionalTensor& bias,
+              const OptionalTensor& pivot, const Tensor& conv_weight, const Tensor& scale,
+              const Tensor& shift, const OptionalTensor& shortcut, const OptionalTensor& s_pivot,
+              const OptionalTensor& s_conv_weight, const OptionalTensor& s_scale,
+              const OptionalTensor& s_shift, at::IntArrayRef shortcut_stride, bool relu) {
+  return std::get<0>(expand_with(y, mean, invstd, weight, bias, pivot, conv_weight, scale, shift,
+                                 shortcut, s_pivot, s_conv_weight, s_scale, s_shift,
+                                 shortcut_stride, relu, Tensor()));
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> expand_reduce(
@@ -115,6 +168,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> expand_reduce(
     const OptionalTensor& s_conv_weight, const OptionalTensor& s_scale,
     const OptionalTensor& s_shift, at::IntArrayRef shortcut_stride, bool relu,
     const Tensor& next_weight) {
+  if (products_serve(y, next_weight, {1, 1}, {0, 0}, 1)) {
+    return expand_with(y, mean, invstd, weight, bias, pivot, conv_weight, scale, shift, shortcut,
+                       s_pivot, s_conv_weight, s_scale, s_shift, shortcut_stride, relu,
+                       next_weight);
+  }
   const Tensor out = expand(y, mean, invstd, weight, bias, pivot, conv_weight, scale, shift,
                             shortcut, s_pivot, s_conv_weight, s_scale, s_shift, shortcut_stride,
                             relu);
@@ -171,26 +229,24 @@ std::tuple<Tensor, Tensor, Tensor> expand_backward_data(
     Scratch scratch(panels.most() * (g_bytes + z_bytes) + 64);
     sums.reserve(panels.count());
     T* const to = mutable_data<T>(dz);
-    at::parallel_for(0, rows == 0 ? 0 : panels.count(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t first = panels.first(p), count = panels.rows(p);
-        char* const units = scratch.mine();
-        DataPanel<T> panel{};
-        panel.gradient = factor(g, first, count, from_g, units);
-        if (mixing.has_value()) {
-          panel.mixing = factor(z, first, count, from_z, units + panels.most() * g_bytes);
-        }
-        panel.first = first;
-        panel.rows = count;
-        panel.columns = columns;
-        panel.constant = values_or_null(constant, constant_.has_value());
-        panel.y = z.y.base;
-        panel.branch = vectors_or_null(branch);
-        panel.sum_g = sums.first(p);
-        panel.sum_gd = sums.second(p);
-        panel.out = to;
-        block_kernels<T>().data(panel);
+    in_turns(rows == 0 ? 0 : panels.count(), [&](int64_t p) {
+      const int64_t first = panels.first(p), count = panels.rows(p);
+      char* const units = scratch.mine();
+      DataPanel<T> panel{};
+      panel.gradient = factor(g, first, count, from_g, units);
+      if (mixing.has_value()) {
+        panel.mixing = factor(z, first, count, from_z, units + panels.most() * g_bytes);
       }
+      panel.first = first;
+      panel.rows = count;
+      panel.columns = columns;
+      panel.constant = values_or_null(constant, constant_.has_value());
+      panel.y = z.y.base;
+      panel.branch = vectors_or_null(branch);
+      panel.sum_g = sums.first(p);
+      panel.sum_gd = sums.second(p);
+      panel.out = to;
+      block_kernels<T>().data(panel);
     });
   });
   auto [sum_g, sum_gx] = sums.totals(branch.invstd, y);
