@@ -248,6 +248,13 @@ void data(const DataPanel<T>& p) {
 
 template <typename T>
 void mask_with_sums(const DataPanel<T>& p) {
+#if defined(FASTRES_PAIRS)
+  if (p.columns % kTileColumns == 0) {
+    const int64_t at = p.first * p.columns;
+    mask_rows(p.out + at, p.y + at, p.rows, p.columns, p.branch, p.sum_g, p.sum_gd);
+    return;
+  }
+#endif
   for (int64_t row = p.first; row < p.first + p.rows; ++row) {
     const int64_t at = row * p.columns;
     prefetch(p.out, at, p.columns);
@@ -361,10 +368,11 @@ constexpr BlockKernels<T> block_table() {
   return {PAIRS,
 #if defined(FASTRES_PAIRS)
           &pack_pairs,
+          &pack_weight_pairs,
 #else
           &pack<T>,
-#endif
           &pack_weight<T, PAIRS>,
+#endif
           &accumulate<UNIT, PAIRS>,
           &expand<T, UNIT, PAIRS>,
           &data<T, UNIT, PAIRS>,

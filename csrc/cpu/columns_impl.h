@@ -7,6 +7,8 @@
 namespace fastres {
 namespace {
 
+constexpr int64_t kWide = 32;
+
 struct Columns {
   __m512 low, high;
 };
@@ -74,6 +76,18 @@ template <typename SOME = All>
       _mm512_cmpgt_epi16_mask(by, _mm512_setzero_si512()) |
       _mm512_cmpgt_epu16_mask(by, _mm512_set1_epi16(static_cast<int16_t>(0xff80)));
   return _mm512_maskz_mov_epi16(keep, v);
+}
+
+// fn(first element, end, l, ahead) for the columns from l on, over stretches of the rows of `period`
+// columns that n elements are: within one, sums stay in registers. What comes next lies `ahead`.
+template <typename F>
+[[gnu::always_inline]] inline void each_stretch(int64_t n, int64_t period, F fn) {
+  constexpr int64_t kStretch = 4096;
+  const int64_t step = period * (kStretch / period < 1 ? 1 : kStretch / period);
+  for (int64_t first = 0; first < n; first += step) {
+    const int64_t end = n - first < step ? n : first + step;
+    for (int64_t l = 0; l < period; l += kWide) fn(first + l, end, l, step);
+  }
 }
 
 }  // namespace

@@ -62,7 +62,8 @@ struct Kernels {
 };
 
 extern const Kernels<float> kernels_float_default, kernels_float_avx2, kernels_float_avx512;
-extern const Kernels<bf16> kernels_bf16_default, kernels_bf16_avx2, kernels_bf16_avx512;
+extern const Kernels<bf16> kernels_bf16_default, kernels_bf16_avx2, kernels_bf16_avx512,
+    kernels_bf16_avx512bf16;
 
 // The best of these for the processor at hand.
 template <typename T>

@@ -22,12 +22,16 @@ const Kernels<float>& kernels<float>() {
 
 template <>
 const Kernels<bf16>& kernels<bf16>() {
-  const Kernels<float>* chosen = &kernels<float>();
-  return chosen == &kernels_float_default ? kernels_bf16_default
 #if defined(__x86_64__)
-         : chosen == &kernels_float_avx512 ? kernels_bf16_avx512
+  const Kernels<float>* chosen = &kernels<float>();
+  if (chosen == &kernels_float_avx512) {
+    return __builtin_cpu_supports("avx512bf16") ? kernels_bf16_avx512bf16 : kernels_bf16_avx512;
+  }
+  if (chosen == &kernels_float_avx2) {
+    return kernels_bf16_avx2;
+  }
 #endif
-                                           : kernels_bf16_avx2;
+  return kernels_bf16_default;
 }
 
 }  // namespace fastres

@@ -290,5 +290,62 @@ void pack_pairs(const Operand<bf16>& o, int64_t first, int64_t rows, Order order
   }
 }
 
+// A square of 16 by 16 units across its diagonal.
+[[gnu::always_inline]] inline void transpose(__m512i (&rows)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    rows[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
+    rows[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    rows[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// pack_weight where the depth is contiguous in the matrix, as in a convolution's weight: pairs lie
+// side by side, column by column.
+void pack_weight_pairs(const float* matrix, int64_t depth_stride, int64_t column_stride,
+                       int64_t depth, int64_t columns_, void* to) {
+  if (depth_stride != 1) {
+    return pack_weight<bf16, true>(matrix, depth_stride, column_stride, depth, columns_, to);
+  }
+  float* const units = static_cast<float*>(to);
+  for (int64_t k = 0; k < depth; k += kWide) {
+    const __mmask32 some = first_columns(depth - k);
+    const int64_t pairs = depth - k < kWide ? (depth - k + 1) / 2 : kWide / 2;
+    for (int64_t from = 0; from < kTileColumns; from += 16) {
+      __m512i rows[16];
+      for (int64_t j = 0; j < 16; ++j) {
+        const int64_t c = from + j;
+        rows[j] = c < columns_ ? narrow(columns(matrix + c * column_stride + k, some))
+                               : _mm512_setzero_si512();
+      }
+      transpose(rows);
+      for (int64_t p = 0; p < pairs; ++p) {
+        _mm512_storeu_si512(units + (k / 2 + p) * kTileColumns + from, rows[p]);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace fastres

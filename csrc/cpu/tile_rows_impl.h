@@ -54,6 +54,27 @@ void data_tile(const float* acc, int64_t rows, const float* constant_, const bf1
   }
 }
 
+// The same of whole rows, in place: dz lies in out.
+inline void mask_rows(bf16* out, const bf16* y, int64_t rows, int64_t width, BranchVectors branch,
+                      float* sum_g_, float* sum_gd_) {
+  each_stretch(rows * width, width, [&](int64_t first, int64_t end, int64_t l, int64_t ahead) {
+    const Columns mean = columns(branch.mean + l), scale = columns(branch.scale + l);
+    const Columns bias = columns(branch.bias + l);
+    Columns sum_g = columns(sum_g_ + l), sum_gd = columns(sum_gd_ + l);
+    for (int64_t i = first; i < end; i += width) {
+      __builtin_prefetch(y + i + ahead);
+      __builtin_prefetch(out + i + ahead, 1);
+      const Columns d = columns(y + i) - mean;
+      const Columns v = where_positive(d * scale + bias, columns(out + i));
+      write(out + i, narrow(v));
+      sum_g = sum_g + v;
+      sum_gd = sum_gd + v * d;
+    }
+    write(sum_g_ + l, sum_g);
+    write(sum_gd_ + l, sum_gd);
+  });
+}
+
 // dx: acc, what the shortcut passes back, and the mask of x. `residual` and `residual_mask` may be
 // null.
 template <bool MASK>
