@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 _INTEGERS = (int, torch.SymInt)
+_NOTHING = nullcontext()
 
 
 def pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """(value, value) for an int, the two entries of a sequence otherwise."""
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value  # what modules hold, without the generality below
     entries = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(entries) != 2 or not all(isinstance(entry, _INTEGERS) for entry in entries):
         raise TypeError(f"{name} must be an int or two ints, got {value!r}")
@@ -32,7 +35,7 @@ def autocasting(device: str) -> bool:
 
 def uncast(device: str) -> AbstractContextManager:
     """No autocast inside: fp32 products of an operator are meant to be that."""
-    return torch.autocast(device, enabled=False) if autocasting(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if autocasting(device) else _NOTHING
 
 
 def check_activation(name: str, tensor: Tensor) -> None:

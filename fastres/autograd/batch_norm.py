@@ -230,4 +230,5 @@ def parameter_gradient(
     """The gradient of gamma or beta in the parameter's own dtype, if wanted."""
     if not wanted or gradient is None or parameter is None:
         return None
-    return gradient.to(parameter.dtype)
+    # asked first: nearly always there is nothing to convert
+    return gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)

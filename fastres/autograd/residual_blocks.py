@@ -67,18 +67,18 @@ class ResidualBlocks(torch.autograd.Function):
         passed, kept = [x], []
         statistics: list[Tensor | None] = []
         first, start = None, 0
-        for index, block in enumerate(blocks):
-            parameters = _grouped(tensors[start : start + block.tensors])
-            start += block.tensors
-            ahead = None
-            if index + 1 < len(blocks) and _continues(block, blocks[index + 1], tensors[start]):
-                ahead = tensors[start]
-            with uncast(x.device.type):
+        with uncast(x.device.type):
+            for index, block in enumerate(blocks):
+                parameters = _grouped(tensors[start : start + block.tensors])
+                start += block.tensors
+                ahead = None
+                if index + 1 < len(blocks) and _continues(block, blocks[index + 1], tensors[start]):
+                    ahead = tensors[start]
                 out, saved, branches, first = _block(passed[-1], block, parameters, first, ahead)
-            passed.append(out)
-            kept.append(saved)
-            for layer, branch in zip(block.all_layers, branches, strict=True):
-                statistics += reported(branch, layer.bn)
+                passed.append(out)
+                kept.append(saved)
+                for layer, branch in zip(block.all_layers, branches, strict=True):
+                    statistics += reported(branch, layer.bn)
         ctx.blocks = blocks
         ctx.counts = [saved.counts for saved in kept]
         ctx.save_for_backward(*passed, *(t for saved in kept for t in flatten(saved)))
