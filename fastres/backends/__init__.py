@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType, SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +24,21 @@ from .ops import FAKES, SCHEMAS
 
 NAMES = ("native", "triton", "reference")
 
+
+class _Choice(NamedTuple):
+    """Who runs the operators of tensors on a type of device."""
+
+    module: ModuleType
+    name: str
+    device: str
+
+
 _forced: ContextVar[str | None] = ContextVar("fastres_backend", default=None)
-_launches: Counter[str] = Counter()
-_choices: dict[tuple[str | None, torch.device, torch.dtype], ModuleType] = {}
+_launches: Counter[tuple[str, str]] = Counter()
+# by all that it depends on
+_choices: dict[tuple, _Choice] = {}
+# what is below os.environ, whose own look-up of a variable that is not set costs an exception
+_environment, _VARIABLE = os.environ._data, os.environ.encodekey("FASTRES_BACKEND")
 
 
 def _module(name: str) -> ModuleType:
@@ -88,12 +101,13 @@ def available() -> dict[str, str | None]:
     }
 
 
-def _choose(anchor: Tensor) -> ModuleType:
-    key = (forced(), anchor.device, anchor.dtype)
-    chosen = _choices.get(key)
-    if chosen is None:
-        chosen = _choices[key] = _decide(*key)
-    return chosen
+def _choose(anchor: Tensor) -> _Choice:
+    key = (_forced.get(), _environment.get(_VARIABLE), anchor.device, anchor.dtype)
+    choice = _choices.get(key)
+    if choice is None:
+        module = _decide(forced(), anchor.device, anchor.dtype)
+        choice = _choices[key] = _Choice(module, _name_of(module), anchor.device.type)
+    return choice
 
 
 def _decide(name: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
@@ -110,7 +124,11 @@ def _decide(name: str | None, device: torch.device, dtype: torch.dtype) -> Modul
 
 def chosen(device: torch.device | str, dtype: torch.dtype) -> str:
     """Name of the backend that serves tensors of this device and dtype."""
-    return _decide(forced(), torch.device(device), dtype).__name__.rpartition(".")[2]
+    return _name_of(_decide(forced(), torch.device(device), dtype))
+
+
+def _name_of(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]
 
 
 def rows_per_channel(device: torch.device) -> int:
@@ -125,7 +143,7 @@ def rows_per_channel(device: torch.device) -> int:
 
 def counts() -> Counter[str]:
     """Launches since the last `reset_counts`, by "operator:backend"."""
-    return Counter(_launches)
+    return Counter({":".join(key): times for key, times in _launches.items()})
 
 
 def reset_counts() -> None:
@@ -134,12 +152,10 @@ def reset_counts() -> None:
 
 
 def _dispatcher(operator: str) -> Callable:
-    labels = {name: f"{operator}:{name}" for name in NAMES}
-
     def dispatch(anchor: Tensor, *args):
-        module = _choose(anchor)
-        _launches[labels[module.__name__.rpartition(".")[2]]] += 1
-        with uncast(anchor.device.type):
+        module, name, device = _choose(anchor)
+        _launches[operator, name] += 1
+        with uncast(device):
             return getattr(module, operator)(anchor, *args)
 
     return dispatch
