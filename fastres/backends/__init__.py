@@ -16,7 +16,8 @@ from types import ModuleType, SimpleNamespace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from .._checks import uncast
 from .flops import register_when_counting
@@ -161,13 +162,46 @@ def _dispatcher(operator: str) -> Callable:
     return dispatch
 
 
+# types of the arguments where every tensor is torch's own
+_PLAIN = frozenset({Tensor, nn.Parameter, type(None), int, float, bool, tuple, list})
+
+
+def _watched(arguments: tuple) -> bool:
+    """Whether anybody acts on the operators that run: a compiler or tracer, a dispatch or function
+    mode, a transform of torch.func, the profiler, a meta tensor or a subclass of Tensor."""
+    return (
+        # first, since Dynamo knows the answer and looks no further
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._is_torch_function_mode_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or arguments[0].is_meta
+        or not _PLAIN.issuperset(map(type, arguments))
+    )
+
+
+def _launcher(operator: OpOverload, dispatch: Callable) -> Callable:
+    """The operator, or what it dispatches to where nobody can tell.
+
+    Between two kernels of a step other cores wait, and torch's dispatcher unpacks and packs each
+    of up to 26 arguments.
+    """
+
+    def launch(*arguments):
+        return (operator if _watched(arguments) else dispatch)(*arguments)
+
+    return launch
+
+
 _library = torch.library.Library("fastres", "DEF")
+launch = SimpleNamespace()
 for _name, _schema in SCHEMAS.items():
     _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, _dispatcher(_name), "CompositeExplicitAutograd")
+    _dispatch = _dispatcher(_name)
+    _library.impl(_name, _dispatch, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastres::{_name}", FAKES[_name], lib=_library)
-
-# the operators without the look-up of an overload that `torch.ops.fastres.name` makes at each call
-launch = SimpleNamespace(**{_name: getattr(torch.ops.fastres, _name).default for _name in SCHEMAS})
+    setattr(launch, _name, _launcher(getattr(torch.ops.fastres, _name).default, _dispatch))
 
 register_when_counting()

@@ -10,6 +10,8 @@ from collections import Counter
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastres
@@ -228,4 +230,98 @@ def test_counts_are_a_copy():
     backends.counts().clear()
     assert sum(backends.counts().values()) == 2
     backends.reset_counts()
+    assert not backends.counts()
+
+
+def taken_by(monkeypatch, call) -> type:
+    """The type in which an operator gets a tuple: torch's dispatcher makes a list of it."""
+    taken = []
+
+    def max_pool(x, kernel_size, *_):
+        taken.append(type(kernel_size))
+        return x.clone(), x.to(torch.uint8)
+
+    monkeypatch.setattr(backends.reference, "max_pool", max_pool)
+    backends.reset_counts()
+    with fastres.backend("reference"):
+        call()
+    assert backends.counts() == Counter({"max_pool:reference": 1})
+    return taken[0]
+
+
+def test_a_step_launches_past_the_dispatcher(monkeypatch):
+    def call():
+        fastres.functional.max_pool2d(y(), 1)
+
+    assert taken_by(monkeypatch, call) is tuple
+    with torch.autocast("cpu", torch.bfloat16):
+        assert taken_by(monkeypatch, call) is tuple
+    with torch.inference_mode():
+        assert taken_by(monkeypatch, call) is tuple
+
+
+class Functions(TorchFunctionMode):
+    """Collects what is called, operators among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.called.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_dispatch_mode_sees_the_operators(monkeypatch):
+    with Seen() as seen:
+        assert taken_by(monkeypatch, lambda: fastres.functional.max_pool2d(y(), 1)) is list
+    assert seen.names["fastres.max_pool"] == 1
+
+
+def test_a_function_mode_sees_the_operators():
+    with Functions() as functions:
+        backends.launch.bn_stats(y())
+    assert torch.ops.fastres.bn_stats.default in functions.called
+
+
+def test_the_profiler_sees_the_operators():
+    with torch.autograd.profiler.profile() as profile:
+        bn_act(y(), BN)
+    names = Counter(event.name for event in profile.function_events)
+    assert names["fastres::bn_stats"] == names["fastres::bn_apply"] == 1
+
+
+class Wrapped(torch.Tensor):
+    """A tensor of its own kind, which only PyTorch's dispatcher can tell what to do."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        cls.function = function
+        unwrapped = (arg.inner if isinstance(arg, cls) else arg for arg in args)
+        return function(*unwrapped, **(kwargs or {}))
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_a_subclass_sees_the_operators(position):
+    arguments = [torch.rand(2, 3, 4, 4), *torch.rand(2, 3), *[None] * 7, 1, True]
+    want = backends.launch.bn_apply(*arguments)
+    arguments[position] = Wrapped(arguments[position])
+    assert torch.equal(backends.launch.bn_apply(*arguments), want)
+    assert Wrapped.function is torch.ops.fastres.bn_apply.default
+
+
+def test_nothing_runs_on_tensors_without_values():
+    backends.reset_counts()
+    assert bn_act(y().to("meta"), BN).is_meta
+    with FakeTensorMode():
+        assert bn_act(torch.empty(2, 3, 4, 4), BN).shape == (2, 3, 4, 4)
     assert not backends.counts()
