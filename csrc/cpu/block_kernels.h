@@ -12,6 +12,8 @@
 namespace fastres {
 
 constexpr int64_t kTileColumns = 32;
+// Rows of a product that are put together at once: a cache line of a transposed one.
+constexpr int64_t kStripRows = 16;
 
 inline int64_t padded_columns(int64_t columns) {
   return (columns + kTileColumns - 1) / kTileColumns * kTileColumns;
@@ -141,6 +143,11 @@ struct BlockKernels {
   // j + 32 + below on are left out in the columns from j: what lies below a diagonal.
   void (*accumulate)(const void* a, int64_t lda, int64_t m, const void* b, int64_t ldb, int64_t n,
                      int64_t rows, float* c, int64_t ldc, int64_t below, bool onto);
+  // The sum of `groups` parts in their order, up to kStripRows rows of `columns`. Steps in values;
+  // either row_step or column_step is 1.
+  void (*add_groups)(const float* parts, int64_t ld, int64_t group_step, int64_t groups,
+                     int64_t rows, int64_t columns, float* to, int64_t row_step,
+                     int64_t column_step);
   void (*expand)(const ExpandPanel<T>& panel);
   void (*data)(const DataPanel<T>& panel);
   void (*input)(const InputPanel<T>& panel);

@@ -22,6 +22,52 @@ void accumulate(const void* a_, int64_t lda, int64_t m, const void* b_, int64_t 
   }
 }
 
+// kLanes columns of a strip, or what is left of them, into sum [rows][kLanes].
+inline void add_columns(const float* parts, int64_t ld, int64_t group_step, int64_t groups,
+                        int64_t rows, int64_t columns, float* sum) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const float* from = parts + i * ld;
+    if (columns == kLanes) {
+      Vector total = load_vector(from);
+      for (int64_t g = 1; g < groups; ++g) total = add(total, load_vector(from + g * group_step));
+      store_vector(sum + i * kLanes, total);
+    } else {
+      for (int64_t c = 0; c < columns; ++c) {
+        float total = from[c];
+        for (int64_t g = 1; g < groups; ++g) total += from[g * group_step + c];
+        sum[i * kLanes + c] = total;
+      }
+    }
+  }
+}
+
+inline void add_groups(const float* parts, int64_t ld, int64_t group_step, int64_t groups,
+                       int64_t rows, int64_t columns, float* to, int64_t row_step,
+                       int64_t column_step) {
+  alignas(64) float sum[kStripRows * kLanes];
+  for (int64_t j = 0; j < columns; j += kLanes) {
+    const int64_t width = columns - j < kLanes ? columns - j : kLanes;
+    add_columns(parts + j, ld, group_step, groups, rows, width, sum);
+    float* const corner = to + j * column_step;
+    if (column_step == 1 && width == kLanes) {
+      for (int64_t i = 0; i < rows; ++i) {
+        store_vector(corner + i * row_step, load_vector(sum + i * kLanes));
+      }
+    } else if (rows == kStripRows && row_step == 1) {
+      for (int64_t c = 0; c < width; ++c) {
+        float* const line = corner + c * column_step;
+        for (int64_t i = 0; i < kStripRows; ++i) line[i] = sum[i * kLanes + c];
+      }
+    } else {
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t c = 0; c < width; ++c) {
+          corner[i * row_step + c * column_step] = sum[i * kLanes + c];
+        }
+      }
+    }
+  }
+}
+
 // Where a column of tiles begins in a factor's weight, and a row of tiles in its units.
 template <bool PAIRS>
 struct Operands {
@@ -374,6 +420,7 @@ constexpr BlockKernels<T> block_table() {
           &pack_weight<T, PAIRS>,
 #endif
           &accumulate<UNIT, PAIRS>,
+          &add_groups,
           &expand<T, UNIT, PAIRS>,
           &data<T, UNIT, PAIRS>,
           &input<T, UNIT, PAIRS>,

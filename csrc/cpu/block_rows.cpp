@@ -124,39 +124,6 @@ struct Rows {
   int64_t first, count;
 };
 
-// Rows of a product that are put together at once: a cache line of a transposed one.
-constexpr int64_t kStrip = 16;
-
-// A strip of `count` rows: the sum of the groups' parts, in their order.
-void add_groups(const float* parts, int64_t ld, int64_t group_step, int64_t groups, int64_t count,
-                int64_t columns, float* to, int64_t row_step, int64_t column_step) {
-  constexpr int64_t kColumns = 64;
-  float sum[kStrip * kColumns];
-  for (int64_t j = 0; j < columns; j += kColumns) {
-    const int64_t width = std::min(kColumns, columns - j);
-    for (int64_t i = 0; i < count; ++i) {
-      const float* from = parts + i * ld + j;
-      float* const row = sum + i * kColumns;
-      std::copy_n(from, width, row);
-      for (int64_t g = 1; g < groups; ++g) {
-        from += group_step;
-        for (int64_t c = 0; c < width; ++c) row[c] += from[c];
-      }
-    }
-    if (column_step == 1) {
-      for (int64_t i = 0; i < count; ++i) {
-        std::copy_n(sum + i * kColumns, width, to + i * row_step + j);
-      }
-    } else {
-      for (int64_t c = 0; c < width; ++c) {
-        for (int64_t i = 0; i < count; ++i) {
-          to[i * row_step + (j + c) * column_step] = sum[i * kColumns + c];
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 template <typename T>
@@ -233,10 +200,10 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     result = at::empty({m, n}, partial.options());
     float* const out = result.mutable_data_ptr<float>();
     const int64_t row_step = transposed ? 1 : n, column_step = transposed ? m : 1;
-    in_turns((m + kStrip - 1) / kStrip, [&](int64_t strip) {
-      const int64_t first = strip * kStrip, count = std::min(kStrip, m - first);
-      add_groups(all + first * ldc, ldc, m * ldc, split.groups, count, n, out + first * row_step,
-                 row_step, column_step);
+    in_turns((m + kStripRows - 1) / kStripRows, [&](int64_t strip) {
+      const int64_t first = strip * kStripRows, count = std::min(kStripRows, m - first);
+      kernel.add_groups(all + first * ldc, ldc, m * ldc, split.groups, count, n,
+                        out + first * row_step, row_step, column_step);
     });
     for (int64_t i = 0; symmetric && i < m; ++i) {
       for (int64_t j = 0; j < i; ++j) out[i * n + j] = out[j * n + i];
