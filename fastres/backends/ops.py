@@ -21,7 +21,7 @@ _CONV = "int[2] stride, int[2] padding, int[2] dilation, int groups"
 _BACKWARD = (
     "Tensor dout, Tensor? out, Tensor y, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, "
     "Tensor? mean_g, Tensor? mean_gx, Tensor? shortcut, Tensor? s_mean, Tensor? s_invstd, "
-    "Tensor? s_weight, Tensor? mean_gx_s, int[] shortcut_size, int shortcut_stride, bool relu"
+    "Tensor? s_weight, Tensor? mean_gx_s, SymInt[] shortcut_size, int shortcut_stride, bool relu"
 )
 
 SCHEMAS = {
@@ -42,10 +42,10 @@ SCHEMAS = {
     "conv_bn_backward": f"({_BACKWARD}, Tensor x, Tensor conv_weight, {_CONV}, "
     "bool need_dx, bool need_dw) -> (Tensor, Tensor, Tensor)",
     "max_pool": "(Tensor x, int[2] kernel_size, int[2] stride, int[2] padding) -> (Tensor, Tensor)",
-    "max_pool_backward": "(Tensor dout, Tensor index, int[] size, int[2] kernel_size, "
+    "max_pool_backward": "(Tensor dout, Tensor index, SymInt[] size, int[2] kernel_size, "
     "int[2] stride, int[2] padding) -> Tensor",
     "pad_shortcut": "(Tensor x, int out_channels, int stride) -> Tensor",
-    "pad_shortcut_backward": "(Tensor dout, int[] size, int stride) -> Tensor",
+    "pad_shortcut_backward": "(Tensor dout, SymInt[] size, int stride) -> Tensor",
     **BLOCK_SCHEMAS,
 }
 

@@ -55,7 +55,8 @@ def test_every_operator_is_there():
             continue
         theirs = str(getattr(torch.ops.fastres, name).default._schema)
         ours = str(getattr(native, name)._schema)
-        assert ours.partition("::")[2] == theirs.partition("::")[2]
+        # a size may be symbolic while it is traced; C++ is given numbers
+        assert ours.partition("::")[2] == theirs.partition("::")[2].replace("SymInt", "int")
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = native.nonsense
 
