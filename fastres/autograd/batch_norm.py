@@ -142,15 +142,19 @@ def join_forward(
     return out, s_branch, saved
 
 
-def reported(branch: Branch, bn: Normalisation) -> tuple[Tensor | None, ...]:
-    """(mean, var, count): what running statistics are made from; None where not measured.
+def reported(branch: Branch, bn: Normalisation) -> tuple[Tensor, ...]:
+    """mean, var and count: what running statistics are made from; empty where not measured.
 
     A count is given only over several ranks, where it is a tensor. Otherwise the caller knows it,
-    and Dynamo refuses a number that is constant in one graph and symbolic in the next.
+    and Dynamo refuses a number that is constant in one graph and symbolic in the next. Nor is a
+    None given: Dynamo leaves it out of the outputs, but counts it in the places of those that are
+    not differentiable, and so marks others.
     """
     if not bn.training:
-        return None, None, None
-    return branch.mean, branch.var, branch.count if isinstance(branch.count, Tensor) else None
+        return ()
+    if isinstance(branch.count, Tensor):
+        return branch.mean, branch.var, branch.count
+    return branch.mean, branch.var
 
 
 def over_ranks(sums: Sequence[Tensor], group: Any) -> Sequence[Tensor]:

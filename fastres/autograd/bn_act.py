@@ -26,8 +26,8 @@ class BNAct(torch.autograd.Function):
     """out = act(bn(y) + shortcut) for a raw convolution output y [N, C, H, W].
 
     Saves y, the shortcut where it has a BN of its own, out where a shortcut feeds the ReLU, and
-    [C] vectors. Returns (out, mean, var, count, s_mean, s_var, s_count); only out is
-    differentiable, and the statistics are None where they were not measured.
+    [C] vectors. Returns out and what `reported` says of both branches; only out is
+    differentiable.
     """
 
     @staticmethod
@@ -92,8 +92,9 @@ def remember(ctx, saved, more, branch, s_branch, shortcut: Tensor | None, s_bias
 
 
 def statistics_beside(ctx, out, branch, s_branch, join: Join):
-    """(out, mean, var, count, s_mean, s_var, s_count): out and what `reported` says of both."""
-    statistics = [*reported(branch, join.bn)]
-    statistics += (None, None, None) if join.s_bn is None else reported(s_branch, join.s_bn)
-    ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+    """out and what `reported` says of both branches."""
+    statistics = reported(branch, join.bn)
+    if join.s_bn is not None:
+        statistics += reported(s_branch, join.s_bn)
+    ctx.mark_non_differentiable(*statistics)
     return out, *statistics

@@ -56,16 +56,15 @@ class ResidualBlocks(torch.autograd.Function):
     """x through `blocks`. Saves x, the output of every block, every raw convolution output but
     those in moment form, and small vectors and matrices.
 
-    `tensors` are the `Parameters` of `Block.all_layers`, block after block. Returns (out,
-    statistics...): mean, var and count of every layer in that order, None where not measured
-    (count: except over several ranks). Only out is differentiable.
+    `tensors` are the `Parameters` of `Block.all_layers`, block after block. Returns out and what
+    `reported` says of every layer in that order. Only out is differentiable.
     """
 
     @staticmethod
     def forward(ctx, x, blocks: tuple[Block, ...], *tensors):
         hold_backend(ctx)
         passed, kept = [x], []
-        statistics: list[Tensor | None] = []
+        statistics: list[Tensor] = []
         first, start = None, 0
         with uncast(x.device.type):
             for index, block in enumerate(blocks):
@@ -82,7 +81,7 @@ class ResidualBlocks(torch.autograd.Function):
         ctx.blocks = blocks
         ctx.counts = [saved.counts for saved in kept]
         ctx.save_for_backward(*passed, *(t for saved in kept for t in flatten(saved)))
-        ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+        ctx.mark_non_differentiable(*statistics)
         return passed[-1], *statistics
 
     @staticmethod

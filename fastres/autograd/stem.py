@@ -25,8 +25,7 @@ class ConvBNMaxPool(torch.autograd.Function):
     """The activation between the ReLU and the pooling is never in memory, nor is its gradient.
 
     Saves x, y = conv(x), one byte per output (the place in the window) and [C] vectors. Returns
-    (out, mean, var, count), the last three None where nothing was measured, count except over
-    several ranks.
+    out and what `reported` says.
     """
 
     @staticmethod
@@ -46,7 +45,7 @@ class ConvBNMaxPool(torch.autograd.Function):
         ctx.save_for_backward(x, conv_weight, weight, bias, y, index, branch.mean, branch.invstd)
         ctx.geometry, ctx.bn, ctx.window, ctx.count = geometry, bn, window, branch.count
         statistics = reported(branch, bn)
-        ctx.mark_non_differentiable(*(t for t in statistics if t is not None))
+        ctx.mark_non_differentiable(*statistics)
         return out, *statistics
 
     @staticmethod

@@ -25,6 +25,7 @@ from .state import (
     check_transforms,
     geometry_of,
     normalisation_of,
+    take_measured,
     update_all_running,
 )
 
@@ -87,11 +88,9 @@ def residual_blocks(x: Tensor, blocks: Sequence[ResidualBlock], *, memory: str =
     for block in blocks:
         size = _plan(x, size, block, memory, planned)
     out, *statistics = ResidualBlocks.apply(x, tuple(planned.blocks), *planned.tensors)
+    following = iter(statistics)
     update_all_running(
-        [
-            Measured(bn, *statistics[3 * index : 3 * index + 3], extent)
-            for index, (bn, extent) in enumerate(planned.states)
-        ]
+        [Measured(bn, *take_measured(following, bn), extent) for bn, extent in planned.states]
     )
     return out
 

@@ -22,6 +22,7 @@ from .state import (
     check_transforms,
     geometry_of,
     normalisation_of,
+    take_measured,
     update_running,
 )
 
@@ -237,9 +238,10 @@ def _shortcut_tensors(s_bn: BatchNormState | None) -> tuple[Tensor | None, ...]:
 
 
 def _track(bn, s_bn, statistics, out: Tensor) -> None:
-    update_running(bn, *statistics[:3], out.shape)
+    following = iter(statistics)
+    update_running(bn, *take_measured(following, bn), out.shape)
     if s_bn is not None:
-        update_running(s_bn, *statistics[3:], out.shape)
+        update_running(s_bn, *take_measured(following, s_bn), out.shape)
 
 
 def max_pool2d(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -108,6 +108,19 @@ def recomputing() -> bool:
     ask; there, torch.compile decides what a checkpoint computes again.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def take_measured(
+    statistics: Iterator[Tensor], bn: BatchNormState
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """(mean, var, count) of the next BN, from what a step returned of those that measured.
+
+    None where the step returns nothing: see `reported` in autograd/batch_norm.py.
+    """
+    if not bn.training:
+        return None, None, None
+    mean, var = next(statistics), next(statistics)
+    return mean, var, None if bn.process_group is None else next(statistics)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from .state import (
     check_transforms,
     geometry_of,
     normalisation_of,
+    take_measured,
     update_running,
 )
 
@@ -63,5 +64,5 @@ def conv_bn_max_pool(
     out, *statistics = ConvBNMaxPool.apply(
         x, weight, *bn[:4], geometry, normalisation_of(bn), window
     )
-    update_running(bn, *statistics, size)
+    update_running(bn, *take_measured(iter(statistics), bn), size)
     return out
