@@ -18,7 +18,8 @@ def obstacle_around() -> str | None:
     """
     if _has_any_global_hook():
         return "a global module hook is registered"
-    if torch.compiler.is_exporting():
+    # not is_exporting(): in torch 2.11 Dynamo takes it for True under torch.compile as well
+    if torch.compiler._is_exporting_flag:
         return "torch.export follows the forward"
     if torch.jit.is_tracing():
         return "torch.jit.trace follows the forward"

@@ -14,6 +14,7 @@ from torch.library import opcheck
 import fastres
 from fastres.backends.ops import SCHEMAS
 from fastres.functional import max_pool2d, pad_shortcut
+from fastres.layers.around import obstacle_around
 
 launch = torch.ops.fastres
 GEOMETRY = ([2, 2], [1, 1], [1, 1], 1)
@@ -212,6 +213,24 @@ def test_compiled_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         got, want = train(compiled, (2,), call), train(eager, (2,))
     torch.testing.assert_close(got, want, rtol=5e-2, atol=5e-2)
+
+
+class Around(nn.Module):
+    """x, or -x where modules are called as they stand."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.clone() if obstacle_around() is None else -x
+
+
+def test_compiling_is_told_from_exporting():
+    torch._dynamo.reset()
+    x, around = torch.ones(2), Around()
+    call = torch.compile(around, backend="eager", fullgraph=True)
+    assert torch.equal(call(x), x)
+    for strict in (False, True):
+        exported = torch.export.export(around, (x,), strict=strict).module()
+        assert torch.equal(exported(x), -x)
+    assert torch.equal(call(x), x)
 
 
 def test_exported():
