@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t kPairOfPanelsBytes = int64_t{320} << 10;
 // beyond it the columns of a tile do not stay in the first cache
 constexpr int64_t kDepthOfATile = 112;
+static_assert(kDepthOfATile + 2 == kRowsOfAPanel);
 
 }  // namespace
 
@@ -126,9 +127,15 @@ struct Rows {
 
 }  // namespace
 
+bool meets_panels_once(int64_t m, int64_t n, int64_t rows) {
+  const Split split(m, n, rows);
+  return split.blocks == 1 && at::get_num_threads() <= split.groups;
+}
+
 template <typename T>
 at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
-                         const OuterProduct& form, const at::Tensor& like) {
+                         const OuterProduct& form, const at::Tensor& like,
+                         const PanelStep<T>& step) {
   const bool with_ones = form.with_ones, symmetric = form.symmetric;
   const bool transposed = form.transposed;
   float* const sums = form.sums;
@@ -181,11 +188,14 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     float* const units_b = mine + most * lda;
     for (int64_t p = starts[group]; p < starts[group + 1]; ++p) {
       const float* units_a = packed.floats() + p * panel_units;
-      if (!ahead) {
+      const auto [first, count] = panels[p];
+      if (step) {
+        kernel.pack(step(first, count), 0, count, Order::transposed, lda, mine, nullptr);
+        units_a = mine;
+      } else if (!ahead) {
         pack_a(p, mine, block == 0);  // once for all blocks
         units_a = mine;
       }
-      const auto [first, count] = panels[p];
       if (!symmetric) {
         kernel.pack(b.columns(column, width), first, count, Order::transposed, ldb, units_b,
                     nullptr);
@@ -222,8 +232,8 @@ template class PackedWeight<bf16>;
 template Factor factor(const Operand<float>&, int64_t, int64_t, const PackedWeight<float>&, void*);
 template Factor factor(const Operand<bf16>&, int64_t, int64_t, const PackedWeight<bf16>&, void*);
 template at::Tensor outer_product(const Operand<float>&, const Operand<float>&, int64_t,
-                                  const OuterProduct&, const at::Tensor&);
+                                  const OuterProduct&, const at::Tensor&, const PanelStep<float>&);
 template at::Tensor outer_product(const Operand<bf16>&, const Operand<bf16>&, int64_t,
-                                  const OuterProduct&, const at::Tensor&);
+                                  const OuterProduct&, const at::Tensor&, const PanelStep<bf16>&);
 
 }  // namespace fastres

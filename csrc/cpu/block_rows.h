@@ -1,6 +1,8 @@
 // What the operators of whole blocks share: rows of activations in panels, packed operands, sums.
 #pragma once
 
+#include <functional>
+
 #include "block_kernels.h"
 #include "operators.h"
 
@@ -196,8 +198,19 @@ struct OuterProduct {
   bool with_ones = false, symmetric = false, transposed = false;
   float* sums = nullptr;
 };
+// What else is done with a panel of rows while they are at hand: called once for each, with at most
+// kRowsOfAPanel, before its part of the product is taken. Gives the first operand's rows, the first
+// of them as row 0.
+template <typename T>
+using PanelStep = std::function<Operand<T>(int64_t first, int64_t rows)>;
+constexpr int64_t kRowsOfAPanel = 114;
+
+// Whether a product of these sizes meets every panel once, and all threads have work in it.
+bool meets_panels_once(int64_t m, int64_t n, int64_t rows);
+
 template <typename T>
 at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
-                         const OuterProduct& form, const at::Tensor& like);
+                         const OuterProduct& form, const at::Tensor& like,
+                         const PanelStep<T>& step = {});
 
 }  // namespace fastres

@@ -126,6 +126,32 @@ Tensor pointwise_dx(const Link& link, const Operand<T>& dy, int64_t rows, const 
   return dx;
 }
 
+// dx and dw of a 1x1 convolution without a prologue, panel by panel: dy is made and x is read once
+// for both. Made apart they are the same, bit for bit.
+template <typename T>
+std::tuple<Tensor, Tensor> pointwise_both(const Link& link, const Operand<T>& dy,
+                                          const Operand<T>& input, int64_t rows,
+                                          const Tensor& conv_weight) {
+  Tensor dx = empty_dense(link.x.sizes(), link.x);
+  const PackedWeight<T> packed(conv_weight.flatten(1));
+  Scratch scratch(kRowsOfAPanel * unit_bytes<T>() * staggered_row<T>(dy.channels));
+  const InputPanel<T> whole = input_panel<T>(link.x, link.residual, link.residual_mask,
+                                             link.residual_stride, link.mask_by_x, dx);
+  const auto step = [&](int64_t first, int64_t count) {
+    InputPanel<T> panel = whole;
+    panel.main = factor(dy, first, count, packed, scratch.mine());
+    panel.first = first;
+    panel.rows = count;
+    block_kernels<T>().input(panel);
+    Operand<T> made;
+    made.dout = static_cast<const T*>(panel.main.a);
+    made.channels = dy.channels;
+    made.step = panel.main.lda;
+    return made;
+  };
+  return {dx, outer_product<T>(dy, input, rows, {}, link.x, step)};
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
@@ -168,10 +194,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> chain_backward(
       dy.gradient = gradient.vectors();
       dy.relu = relu;
       const int64_t rows = count_rows(y, dy.y);
+      const BranchLanes none;
+      const Operand<T> input = bn_operand<T>(x, stride, prologue ? *link.prologue : none, nullptr);
+      // units by rows must be values that can be packed again
+      const bool packs_again = unit_bytes<T>() == static_cast<int64_t>(sizeof(T));
+      const bool both = need_dx && need_dw && !prologue && !strided && packs_again &&
+                        dy.channels <= input.channels &&
+                        meets_panels_once(dy.channels, input.channels, rows);
+      if (both) {
+        std::tie(dx, dw) = pointwise_both<T>(link, dy, input, rows, conv_weight);
+        dw = like_weight(dw.view({dw.size(0), dw.size(1), 1, 1}), conv_weight);
+        return;
+      }
       if (need_dw) {
-        const BranchLanes none;
-        const Operand<T> input =
-            bn_operand<T>(x, stride, prologue ? *link.prologue : none, nullptr);
         // the first operand is made again for every block of the second's columns
         dw = dy.channels <= input.channels
                  ? outer_product<T>(dy, input, rows, {}, x)

@@ -144,3 +144,31 @@ def test_pooling_in_whole_vectors(channels, kernel, stride, padding):
     dx = native.max_pool_backward(dout, index, x.shape, *window)
     want = reference.max_pool_backward(dout, expected_index, x.shape, *window)
     torch.testing.assert_close(dx, want, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("outer", "inner"), [(64, 256), (17, 33), (48, 48), (32, 130)])
+def test_gradients_made_together_are_those_made_apart(
+    outer, inner, dtype, residual, threads, two_threads
+):
+    torch.set_num_threads(threads)
+    dout, y = (activation(5, outer, 21, 20, dtype=dtype, seed=seed) for seed in (0, 1))
+    x, passed = (activation(5, inner, 21, 20, dtype=dtype, seed=seed) for seed in (2, 3))
+    weight = activation(outer, inner, 1, 1, dtype=torch.float32, seed=4) * outer**-0.5
+    random = torch.Generator().manual_seed(5)
+    vectors = [torch.rand(outer, generator=random) + 0.5 for _ in range(6)]
+    beside = [passed if residual else None, None, [1, 1], residual]
+
+    def gradients(need_dx, need_dw):
+        return native.chain_backward(
+            dout, None, y, *vectors, True, x, weight, [1, 1], [0, 0], [1, 1], 1,
+            *[None] * 4, *beside, need_dx, need_dw,
+        )[:2]  # fmt: skip
+
+    dx, dw = gradients(True, True)
+    assert torch.equal(dx, gradients(True, False)[0])
+    assert torch.equal(dw, gradients(False, True)[1])
+    assert dx.abs().max() > 0
+    assert dw.abs().max() > 0
