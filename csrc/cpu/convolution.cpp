@@ -1,4 +1,5 @@
-// Convolutions, which stay oneDNN's, with our passes taken while their data is in the cache.
+// Convolutions: products of our own where those are faster, else oneDNN's, with our passes taken while
+// their data is in the cache.
 //
 // The backward pass of a large batch is walked in slices of images: the gradient of a slice's
 // output lives in a small buffer, used up by the convolution's gradients before the next begins.
