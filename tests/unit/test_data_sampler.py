@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 from training_runs import tiny_config
 
+from fastres.training.data import loader as loader_module
 from fastres.training.data import open_source
 from fastres.training.data.augment import CropAndFlip, draws
 from fastres.training.data.loader import Loader
@@ -118,6 +121,28 @@ def test_closing_ends_the_workers_in_the_middle_of_an_epoch(tmp_path):
     assert len(started) == 2
     loader.close()
     assert not any(worker.is_alive() for worker in started)
+    loader.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="the worker is told by a closure"
+)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_does_not_end_a_worker_that_is_starting(monkeypatch, tmp_path, signum):
+    prepare = loader_module._prepare_worker
+
+    def signalled(worker_id):
+        os.kill(os.getpid(), signum)
+        prepare(worker_id)
+        os.kill(os.getpid(), signum)
+
+    monkeypatch.setattr(loader_module, "_prepare_worker", signalled)
+    split = open_source(tiny_config(tmp_path)).train
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    loader = Loader(split, TrainSampler(len(split), 16, 0), 1, pin_memory=False)
+    assert len(list(loader)) == len(loader)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask
     loader.close()
 
 

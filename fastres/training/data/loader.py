@@ -22,6 +22,9 @@ class _Failure:
     message: str
 
 
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
 class _Batches(Dataset):
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -43,6 +46,18 @@ def _prepare_worker(worker_id: int) -> None:
     # then closes its workers itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+
+@contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Workers inherit that these signals wait, until `_prepare_worker` ignores them: one that came
+    while a worker was starting would end it, and the run with it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -102,7 +117,8 @@ class Loader:
             self._loader._iterator = None
 
     def __iter__(self) -> Iterator[Batch | Raw]:
-        batches = iter(self._loader)
+        with _starting_workers():
+            batches = iter(self._loader)
         while True:
             try:
                 batch = next(batches, None)
