@@ -29,8 +29,12 @@ struct All {};
 [[gnu::always_inline]] inline __mmask32 first_columns(int64_t count) {
   return count < 32 ? (__mmask32{1} << count) - 1 : ~__mmask32{0};
 }
-[[gnu::always_inline]] inline __m512i bits(const bf16* p, All = {}) { return _mm512_loadu_si512(p); }
-[[gnu::always_inline]] inline __m512i bits(const bf16* p, __mmask32 some) { return _mm512_maskz_loadu_epi16(some, p); }
+[[gnu::always_inline]] inline __m512i bits(const bf16* p, All = {}) {
+  return _mm512_loadu_si512(p);
+}
+[[gnu::always_inline]] inline __m512i bits(const bf16* p, __mmask32 some) {
+  return _mm512_maskz_loadu_epi16(some, p);
+}
 template <typename SOME = All>
 [[gnu::always_inline]] inline Columns columns(const bf16* p, SOME some = {}) {
   return columns(bits(p, some));
@@ -42,8 +46,12 @@ template <typename SOME = All>
   return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(some), p),
           _mm512_maskz_loadu_ps(static_cast<__mmask16>(some >> 16), p + 16)};
 }
-[[gnu::always_inline]] inline void write(bf16* p, __m512i v, All = {}) { _mm512_storeu_si512(p, v); }
-[[gnu::always_inline]] inline void write(bf16* p, __m512i v, __mmask32 some) { _mm512_mask_storeu_epi16(p, some, v); }
+[[gnu::always_inline]] inline void write(bf16* p, __m512i v, All = {}) {
+  _mm512_storeu_si512(p, v);
+}
+[[gnu::always_inline]] inline void write(bf16* p, __m512i v, __mmask32 some) {
+  _mm512_mask_storeu_epi16(p, some, v);
+}
 [[gnu::always_inline]] inline void write(float* p, Columns v, All = {}) {
   _mm512_storeu_ps(p, v.low);
   _mm512_storeu_ps(p + 16, v.high);
