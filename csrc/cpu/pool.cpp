@@ -5,6 +5,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <unordered_map>
@@ -191,8 +192,21 @@ class PooledAllocator final : public c10::Allocator {
   }
 };
 
+// glibc's malloc keeps memory for blocks as large as the largest that it was ever given back, up to
+// 32 MiB, and returns what is larger to the system, to be cleared again at the next touch. A step of
+// PyTorch's teaches it that; of ours, only what is outside the fused operators still passes through
+// it: in ResNet-50 the classifier's gradient and what SGD copies, some 6,000 page faults a step.
+void teach_malloc() {
+#if defined(__GLIBC__)
+  constexpr size_t kLargest = (size_t{4} << 20) * sizeof(long);
+  void* volatile block = std::malloc(kLargest - 2 * kGranule);  // not touched: addresses only
+  std::free(block);
+#endif
+}
+
 void install() {
   static PooledAllocator* const allocator = [] {
+    teach_malloc();
     before_us = c10::GetAllocator(c10::DeviceType::CPU);
     auto* const ours = new PooledAllocator;
     // 255 is the highest priority: a later, weaker registration must not unseat ours silently.
