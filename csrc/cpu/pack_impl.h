@@ -180,6 +180,7 @@ class PatchRows {
     const bool inside = h >= 0 && h < p_.height && w >= 0 && w < p_.width;
     const T* const from =
         inside ? p_.base + ((image_ * p_.height + h) * p_.width + w) * p_.channels : p_.zeros;
+    if (inside) prefetch_row(from + channel_ + kPixelsAhead * p_.stride_w * p_.channels, count());
     if (++wide_ == p_.width_out) {
       wide_ = 0;
       if (++high_ == p_.height_out) {
@@ -191,6 +192,8 @@ class PatchRows {
   }
 
  private:
+  static constexpr int64_t kPixelsAhead = 8;
+
   PatchesOf<T> p_;
   int64_t channel_, down_, across_, wide_, high_, image_;
 };
