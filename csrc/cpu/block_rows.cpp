@@ -96,17 +96,15 @@ Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const Pack
 
 namespace {
 
-// Rows in groups and columns in blocks: a piece of the product stays in the second cache, and
-// what the groups leave behind is small beside what they read. Pieces of one size, an even number.
+// Rows in groups and columns in blocks: a piece of the product stays in the second cache. Pieces of
+// one size, an even number.
 struct Split {
   Split(int64_t m, int64_t n, int64_t rows) : tiles(padded_columns(n) / kTileColumns) {
-    constexpr int64_t kPiece = int64_t{1} << 17, kPartials = int64_t{1} << 20;  // values
+    constexpr int64_t kPiece = int64_t{1} << 17;  // values
     const int64_t fits = std::max<int64_t>(1, kPiece / std::max<int64_t>(1, m) / kTileColumns);
     blocks = (tiles + fits - 1) / fits;
     if (blocks > 1) blocks = std::min(tiles, (blocks + 1) / 2 * 2);
-    groups = std::clamp<int64_t>(std::min(kPartials / std::max<int64_t>(1, m * n), rows / 512), 1,
-                                 16);
-    if (groups > 1) groups = groups / 2 * 2;
+    groups = count_groups(m, n, rows);
   }
   int64_t column(int64_t block) const { return tiles * block / blocks * kTileColumns; }
   int64_t widest() const { return (tiles + blocks - 1) / blocks * kTileColumns; }
@@ -126,6 +124,27 @@ struct Rows {
 };
 
 }  // namespace
+
+int64_t count_groups(int64_t m, int64_t n, int64_t rows) {
+  constexpr int64_t kPartials = int64_t{1} << 20;  // values
+  const int64_t fits = std::min(kPartials / std::max<int64_t>(1, m * n), rows / 512);
+  const int64_t groups = std::clamp<int64_t>(fits, 1, 16);
+  return groups > 1 ? groups / 2 * 2 : groups;
+}
+
+at::Tensor sum_of_groups(const at::Tensor& partial, int64_t n, bool transposed) {
+  const int64_t groups = partial.size(0), m = partial.size(1), ldc = partial.size(2);
+  const float* const all = partial.const_data_ptr<float>();
+  at::Tensor result = at::empty({transposed ? n : m, transposed ? m : n}, partial.options());
+  float* const out = result.mutable_data_ptr<float>();
+  const int64_t row_step = transposed ? 1 : n, column_step = transposed ? m : 1;
+  in_turns((m + kStripRows - 1) / kStripRows, [&](int64_t strip) {
+    const int64_t first = strip * kStripRows, count = std::min(kStripRows, m - first);
+    block_kernels<float>().add_groups(all + first * ldc, ldc, m * ldc, groups, count, n,
+                                      out + first * row_step, row_step, column_step);
+  });
+  return result;
+}
 
 bool meets_panels_once(int64_t m, int64_t n, int64_t rows) {
   const Split split(m, n, rows);
@@ -205,26 +224,19 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
                         p > starts[group]);
     }
   });
-  at::Tensor result = partial;
-  if (split.groups > 1 || ldc != n || symmetric || transposed) {
-    result = at::empty({m, n}, partial.options());
+  const bool finished = split.groups == 1 && ldc == n && !symmetric && !transposed;
+  const at::Tensor result =
+      finished ? partial.view({m, n}) : sum_of_groups(partial, n, transposed);
+  for (int64_t i = 0; symmetric && i < m; ++i) {
     float* const out = result.mutable_data_ptr<float>();
-    const int64_t row_step = transposed ? 1 : n, column_step = transposed ? m : 1;
-    in_turns((m + kStripRows - 1) / kStripRows, [&](int64_t strip) {
-      const int64_t first = strip * kStripRows, count = std::min(kStripRows, m - first);
-      kernel.add_groups(all + first * ldc, ldc, m * ldc, split.groups, count, n,
-                        out + first * row_step, row_step, column_step);
-    });
-    for (int64_t i = 0; symmetric && i < m; ++i) {
-      for (int64_t j = 0; j < i; ++j) out[i * n + j] = out[j * n + i];
-    }
+    for (int64_t j = 0; j < i; ++j) out[i * n + j] = out[j * n + i];
   }
   for (int64_t i = 0; sums != nullptr && i < own; ++i) {
     double total = 0.0;
     for (int64_t p = 0; p < count_of_panels; ++p) total += panel_sums[p * own + i];
     sums[i] = static_cast<float>(total);
   }
-  return transposed ? result.view({n, m}) : result.view({m, n});
+  return result;
 }
 
 template class PackedWeight<float>;

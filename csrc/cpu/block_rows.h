@@ -208,6 +208,13 @@ constexpr int64_t kRowsOfAPanel = 114;
 // Whether a product of these sizes meets every panel once, and all threads have work in it.
 bool meets_panels_once(int64_t m, int64_t n, int64_t rows);
 
+// Groups of rows of an outer product [m, n] that are summed apart: what they leave behind is small
+// beside what they read.
+int64_t count_groups(int64_t m, int64_t n, int64_t rows);
+
+// The sum of the groups' products [groups, m, ldc] in their order, fp32 [m, n] or its transpose.
+at::Tensor sum_of_groups(const at::Tensor& partial, int64_t n, bool transposed = false);
+
 template <typename T>
 at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
                          const OuterProduct& form, const at::Tensor& like,

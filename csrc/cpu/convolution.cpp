@@ -10,6 +10,7 @@
 #include <atomic>
 
 #include "block_rows.h"
+#include "lines.h"
 #include "pool.h"
 #include "winograd.h"
 
@@ -95,8 +96,10 @@ std::tuple<at::Tensor, at::Tensor> convolve_backward(const at::Tensor& dy, const
     return {need_dx ? winograd_backward_data(dy, weight) : at::Tensor(),
             need_dw ? winograd_backward_weight(dy, x) : at::Tensor()};
   }
-  if (need_dw && patches_serve(dy, weight, g)) {
-    const at::Tensor dw = patches_backward_weight(dy, x, weight, g);
+  const bool lines = lines_serve(x, weight, g.stride, g.padding, g.dilation, g.groups);
+  if (need_dw && (lines || patches_serve(dy, weight, g))) {
+    const at::Tensor dw =
+        lines ? lines_backward_weight(dy, x) : patches_backward_weight(dy, x, weight, g);
     return {need_dx ? std::get<0>(convolve_backward(dy, x, weight, g, true, false)) : at::Tensor(),
             dw};
   }

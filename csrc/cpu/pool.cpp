@@ -193,8 +193,8 @@ class PooledAllocator final : public c10::Allocator {
 };
 
 // glibc's malloc keeps memory for blocks as large as the largest that it was ever given back, up to
-// 32 MiB, and returns what is larger to the system, to be cleared again at the next touch. A step of
-// PyTorch's teaches it that; of ours, only what is outside the fused operators still passes through
+// 32 MiB, and returns what is larger to the system, to be cleared again at the next touch. A step
+// of PyTorch's teaches it that; of ours, only what is outside the fused operators still passes through
 // it: in ResNet-50 the classifier's gradient and what SGD copies, some 6,000 page faults a step.
 void teach_malloc() {
 #if defined(__GLIBC__)

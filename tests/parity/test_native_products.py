@@ -172,3 +172,42 @@ def test_gradients_made_together_are_those_made_apart(
     assert torch.equal(dw, gradients(False, True)[1])
     assert dx.abs().max() > 0
     assert dw.abs().max() > 0
+
+
+# images, inputs, outputs, height, width; the first ones in several panels of an image, the last
+# ones narrow or odd, for patches or oneDNN
+LINES = [
+    (2, 64, 64, 56, 56),
+    (3, 32, 40, 25, 27),
+    (2, 64, 7, 3, 24),
+    (5, 32, 33, 1, 31),
+    (1, 96, 17, 9, 250),
+    (2, 64, 48, 6, 23),
+    (2, 33, 48, 6, 30),
+]
+
+
+def weight_gradient_case(size, dtype):
+    images, inner, outer, height, width = size
+    x = activation(images, inner, height, width, dtype=dtype)
+    dy = activation(images, outer, height, width, dtype=dtype, seed=1)
+    weight = activation(outer, inner, 3, 3, dtype=torch.float32, seed=2)
+    return dy, x, weight, [1, 1], [1, 1], [1, 1], 1, False, True
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", LINES)
+def test_weight_gradients_of_lines_of_pixels(size, dtype):
+    case = dy, x, weight, *_ = weight_gradient_case(size, dtype)
+    _, dw = native.conv_backward(*case)
+    exact = torch.nn.grad.conv2d_weight(x.double(), weight.shape, dy.double(), padding=1)
+    assert (dw.dtype, dw.stride()) == (weight.dtype, weight.stride())
+    assert (dw - exact).abs().max() <= CLOSE[dtype] * exact.abs().max()
+
+
+def test_weight_gradients_of_lines_do_not_depend_on_threads(two_threads):
+    case = weight_gradient_case((3, 32, 40, 25, 27), torch.bfloat16)
+    _, first = native.conv_backward(*case)
+    for threads in (1, 3):  # the last are more than there are groups of rows
+        torch.set_num_threads(threads)
+        assert torch.equal(native.conv_backward(*case)[1], first)
