@@ -14,6 +14,8 @@ namespace fastres {
 constexpr int64_t kTileColumns = 32;
 // Rows of a product that are put together at once: a cache line of a transposed one.
 constexpr int64_t kStripRows = 16;
+// The most rows of a panel of an outer product: the columns of a tile stay in the first cache.
+constexpr int64_t kRowsOfAPanel = 114;
 
 inline int64_t padded_columns(int64_t columns) {
   return (columns + kTileColumns - 1) / kTileColumns * kTileColumns;
@@ -143,6 +145,10 @@ struct BlockKernels {
   // j + 32 + below on are left out in the columns from j: what lies below a diagonal.
   void (*accumulate)(const void* a, int64_t lda, int64_t m, const void* b, int64_t ldb, int64_t n,
                      int64_t rows, float* c, int64_t ldc, int64_t below, bool onto);
+  // The same for b as it lies, rows of n values `step` apart: pairs are joined as they are first
+  // used. `rows` is even and no more than kRowsOfAPanel, n a multiple of 32. Null without pairs.
+  void (*accumulate_rows)(const void* a, int64_t lda, int64_t m, const T* b, int64_t step,
+                          int64_t n, int64_t rows, float* c, int64_t ldc, bool onto);
   // The sum of `groups` parts in their order, up to kStripRows rows of `columns`. Steps in values;
   // either row_step or column_step is 1.
   void (*add_groups)(const float* parts, int64_t ld, int64_t group_step, int64_t groups,

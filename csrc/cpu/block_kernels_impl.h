@@ -3,6 +3,7 @@
 #if defined(FASTRES_PAIRS)
 #include "columns_impl.h"
 #include "pack_pairs_impl.h"
+#include "joining_tile_impl.h"
 #include "tile_rows_impl.h"
 #endif
 
@@ -420,6 +421,11 @@ constexpr BlockKernels<T> block_table() {
           &pack_weight<T, PAIRS>,
 #endif
           &accumulate<UNIT, PAIRS>,
+#if defined(FASTRES_PAIRS)
+          &accumulate_rows,
+#else
+          nullptr,
+#endif
           &add_groups,
           &expand<T, UNIT, PAIRS>,
           &data<T, UNIT, PAIRS>,

@@ -7,9 +7,7 @@ namespace {
 
 // of an outer product's operands
 constexpr int64_t kPairOfPanelsBytes = int64_t{320} << 10;
-// beyond it the columns of a tile do not stay in the first cache
-constexpr int64_t kDepthOfATile = 112;
-static_assert(kDepthOfATile + 2 == kRowsOfAPanel);
+constexpr int64_t kRowsOfMostPanels = kRowsOfAPanel - 2;
 
 }  // namespace
 
@@ -86,8 +84,7 @@ Factor factor(const Operand<T>& operand, int64_t first, int64_t rows, const Pack
               void* to) {
   const int64_t depth = operand.channels;
   if (lies_as_units(operand)) {
-    const T* const start = operand.dout != nullptr ? operand.dout : operand.y.base;
-    return {start + first * depth, depth, weight.units(), depth};
+    return {PlainRows<T>(operand, first).start, depth, weight.units(), depth};
   }
   const int64_t ld = staggered_row<T>(depth);
   block_kernels<T>().pack(operand, first, rows, Order::rows, ld, to, nullptr);
@@ -172,7 +169,7 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     const int64_t from = rows * group / split.groups / 2 * 2;
     const bool last = group + 1 == split.groups;
     const int64_t to = last ? rows : rows * (group + 1) / split.groups / 2 * 2;
-    const Panels own_panels(to - from, row_bytes, kPairOfPanelsBytes, kDepthOfATile);
+    const Panels own_panels(to - from, row_bytes, kPairOfPanelsBytes, kRowsOfMostPanels);
     for (int64_t p = 0; p < own_panels.count(); ++p) {
       panels.push_back({from + own_panels.first(p), own_panels.rows(p)});
       most = std::max(most, own_panels.rows(p));
@@ -195,6 +192,8 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
     in_turns(count_of_panels,
              [&](int64_t p) { pack_a(p, packed.floats() + p * panel_units, true); });
   }
+  const bool as_it_lies =
+      kernel.accumulate_rows != nullptr && !symmetric && is_plain(b) && n % kTileColumns == 0;
   float* const all = partial.mutable_data_ptr<float>();
   const int64_t items = split.groups * split.blocks;
   in_turns(items, [&](int64_t turn) {
@@ -214,6 +213,12 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
       } else if (!ahead) {
         pack_a(p, mine, block == 0);  // once for all blocks
         units_a = mine;
+      }
+      if (as_it_lies && count % 2 == 0) {
+        const PlainRows<T> rows_b(b.columns(column, width), first);
+        kernel.accumulate_rows(units_a, lda, m, rows_b.start, rows_b.step, width, count, c, ldc,
+                               p > starts[group]);
+        continue;
       }
       if (!symmetric) {
         kernel.pack(b.columns(column, width), first, count, Order::transposed, ldb, units_b,

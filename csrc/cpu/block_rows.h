@@ -176,14 +176,31 @@ Operand<T> patches_operand(const at::Tensor& x, const at::Tensor& dy, at::IntArr
   return operand;
 }
 
+// Whether an operand is the values of dense rows as they are.
+template <typename T>
+bool is_plain(const Operand<T>& operand) {
+  return operand.patches.base == nullptr && operand.gradient.a == nullptr &&
+         operand.out == nullptr && operand.pivot == nullptr && operand.branch.mean == nullptr &&
+         (operand.dout != nullptr || operand.y.dense());
+}
+
+// The values of such an operand from a row on, and from one row to the next.
+template <typename T>
+struct PlainRows {
+  PlainRows(const Operand<T>& operand, int64_t first)
+      : step(operand.dout != nullptr ? operand.step : operand.y.channels),
+        start((operand.dout != nullptr ? operand.dout : operand.y.base) + first * step) {}
+
+  int64_t step;
+  const T* start;
+};
+
 // Whether an operand's values are its units already, in rows that may be read where they lie.
 template <typename T>
 bool lies_as_units(const Operand<T>& operand) {
   constexpr int64_t kWay = 4096, kSize = sizeof(T);  // bytes of one way of the first cache
   const bool units = kSize == 4 || (block_kernels<T>().pairs && operand.channels % 2 == 0);
-  return units && operand.gradient.a == nullptr && operand.out == nullptr &&
-         operand.pivot == nullptr && operand.branch.mean == nullptr &&
-         (operand.dout != nullptr || operand.y.dense()) && operand.channels * kSize % kWay != 0;
+  return units && is_plain(operand) && operand.channels * kSize % kWay != 0;
 }
 
 // The units by rows of one panel: packed into `to`, or where they lie.
@@ -203,7 +220,6 @@ struct OuterProduct {
 // of them as row 0.
 template <typename T>
 using PanelStep = std::function<Operand<T>(int64_t first, int64_t rows)>;
-constexpr int64_t kRowsOfAPanel = 114;
 
 // Whether a product of these sizes meets every panel once, and all threads have work in it.
 bool meets_panels_once(int64_t m, int64_t n, int64_t rows);

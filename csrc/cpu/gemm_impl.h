@@ -57,6 +57,18 @@ struct Pair {
 };
 #endif
 
+template <int ROWS>
+[[gnu::always_inline]] inline void store_tile(const Vector (&left)[ROWS],
+                                              const Vector (&right)[ROWS], float* c, int64_t ldc,
+                                              bool onto) {
+#pragma GCC unroll 16
+  for (int r = 0; r < ROWS; ++r) {
+    float* const to = c + r * ldc;
+    store_vector(to, onto ? add(load_vector(to), left[r]) : left[r]);
+    store_vector(to + kLanes, onto ? add(load_vector(to + kLanes), right[r]) : right[r]);
+  }
+}
+
 // c [ROWS, kStep] (+)= sum over k of a(r, k) * b[k * ldb + j]. TRANSPOSED: a(r, k) is
 // a[k * lda + r], else a[r * lda + k]. Everything counts in units.
 template <typename UNIT, int ROWS, bool TRANSPOSED>
@@ -97,12 +109,7 @@ void tile(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t dept
       for (; k < stop; ++k) step(k);
     }
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < ROWS; ++r) {
-    float* const to = c + r * ldc;
-    store_vector(to, onto ? add(load_vector(to), left[r]) : left[r]);
-    store_vector(to + kLanes, onto ? add(load_vector(to + kLanes), right[r]) : right[r]);
-  }
+  store_tile<ROWS>(left, right, c, ldc, onto);
 }
 
 using Tile = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, int64_t, bool);

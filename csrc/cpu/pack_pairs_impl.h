@@ -165,6 +165,17 @@ class PatchSource {
   PatchRows<bf16> rows_;
 };
 
+// 32 columns of two rows as pairs, one beside the other.
+[[gnu::always_inline]] inline Columns join(__m512i low, __m512i high) {
+  const __m512i columns = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+  // values i of `low` and 32 + i, which are those of `high`
+  const __m512i near = _mm512_or_si512(
+      columns, _mm512_slli_epi32(_mm512_add_epi32(columns, _mm512_set1_epi32(32)), 16));
+  const __m512i far = _mm512_add_epi32(near, _mm512_set1_epi32(16 << 16 | 16));
+  return {_mm512_castsi512_ps(_mm512_permutex2var_epi16(low, near, high)),
+          _mm512_castsi512_ps(_mm512_permutex2var_epi16(low, far, high))};
+}
+
 // Where the units go: rows of bf16, or rows of pairs that join two rows.
 struct PairWriter {
   Order order;
@@ -236,20 +247,10 @@ struct PairWriter {
       write(row_at(r) + c, low, some);
       if constexpr (BOTH) write(row_at(r + 1) + c, high, some);
     } else {
-      const __m512i near = _mm512_permutex2var_epi16(low, pair_order(0), high);
-      const __m512i far = _mm512_permutex2var_epi16(low, pair_order(16), high);
-      write(pairs_at(r) + c, {_mm512_castsi512_ps(near), _mm512_castsi512_ps(far)}, some);
+      write(pairs_at(r) + c, join(low, high), some);
     }
   }
 
-  // Columns `from` to from + 15 of two rows, one beside the other.
-  static __m512i pair_order(int32_t from) {
-    const __m512i column = _mm512_add_epi32(
-        _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-        _mm512_set1_epi32(from));
-    const __m512i second = _mm512_slli_epi32(_mm512_add_epi32(column, _mm512_set1_epi32(32)), 16);
-    return _mm512_or_si512(column, second);
-  }
   static Columns as_columns(Columns v) { return v; }
   static Columns as_columns(__m512i v) { return columns(v); }
 
