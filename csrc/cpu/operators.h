@@ -68,6 +68,10 @@ std::tuple<at::Tensor, at::Tensor> moments(
     const at::Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
     const OptionalTensor& weight, const OptionalTensor& bias, const at::Tensor& pivot,
     at::IntArrayRef stride);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+moment_statistics(const at::Tensor& y, const at::Tensor& conv_weight, const at::Tensor& s,
+                  const at::Tensor& gram, const at::Tensor& pivot, const OptionalTensor& weight,
+                  const OptionalTensor& bias, int64_t rows, double eps);
 at::Tensor expand(
     const at::Tensor& y, const OptionalTensor& mean, const OptionalTensor& invstd,
     const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& pivot,
@@ -87,6 +91,17 @@ std::tuple<at::Tensor, at::Tensor> expand_backward_weight(
     const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y,
     const OptionalTensor& mean, const OptionalTensor& invstd, const OptionalTensor& weight,
     const OptionalTensor& bias, const at::Tensor& pivot, at::IntArrayRef stride);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> moment_gradients(
+    const at::Tensor& y, const at::Tensor& conv_weight, const at::Tensor& product,
+    const at::Tensor& sum_g, const OptionalTensor& weight, const at::Tensor& mean,
+    const at::Tensor& invstd, const at::Tensor& pivot, const OptionalTensor& offset,
+    const OptionalTensor& shift);
+std::tuple<at::Tensor, at::Tensor, at::Tensor> moment_batch_gradients(
+    const at::Tensor& y, const at::Tensor& conv_weight, const at::Tensor& gain,
+    const at::Tensor& dmatrix, const at::Tensor& all_g, const at::Tensor& all_gy,
+    const OptionalTensor& weight, const at::Tensor& invstd, const at::Tensor& pivot,
+    const at::Tensor& offset, const at::Tensor& covariance, const OptionalTensor& shift,
+    const OptionalTensor& count, int64_t rows);
 std::tuple<at::Tensor, at::Tensor, at::Tensor> expand_backward_data(
     const at::Tensor& dout, const OptionalTensor& out, const at::Tensor& y,
     const OptionalTensor& mean, const OptionalTensor& invstd, const OptionalTensor& weight,

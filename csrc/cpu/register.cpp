@@ -41,11 +41,23 @@ TORCH_LIBRARY_FRAGMENT(fastres_native, m) {
       "max_pool_backward(Tensor dout, Tensor index, int[] size, int[2] kernel_size, "
       "int[2] stride, int[2] padding) -> Tensor");
   m.def("moments(Tensor y, " FASTRES_BN ", Tensor pivot, int[2] stride) -> (Tensor, Tensor)");
+  m.def(
+      "moment_statistics(Tensor y, Tensor conv_weight, Tensor s, Tensor gram, Tensor pivot, "
+      "Tensor? weight, Tensor? bias, int rows, float eps) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("expand(" FASTRES_EXPAND ") -> Tensor");
   m.def("expand_reduce(" FASTRES_EXPAND
         ", Tensor next_weight) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("expand_backward_weight(Tensor dout, Tensor? out, Tensor y, " FASTRES_BN
         ", Tensor pivot, int[2] stride) -> (Tensor, Tensor)");
+  m.def(
+      "moment_gradients(Tensor y, Tensor conv_weight, Tensor product, Tensor sum_g, "
+      "Tensor? weight, Tensor mean, Tensor invstd, Tensor pivot, Tensor? offset, Tensor? shift) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "moment_batch_gradients(Tensor y, Tensor conv_weight, Tensor gain, Tensor dmatrix, "
+      "Tensor all_g, Tensor all_gy, Tensor? weight, Tensor invstd, Tensor pivot, Tensor offset, "
+      "Tensor covariance, Tensor? shift, Tensor? count, int rows) -> (Tensor, Tensor, Tensor)");
   m.def("expand_backward_data(Tensor dout, Tensor? out, Tensor y, " FASTRES_BN
         ", Tensor? pivot, Tensor gain, Tensor? mixing, Tensor? constant, int[2] stride)"
         " -> (Tensor, Tensor, Tensor)");
@@ -83,9 +95,12 @@ TORCH_LIBRARY_IMPL(fastres_native, CPU, m) {
   m.impl("pad_shortcut", &fastres::pad_shortcut);
   m.impl("pad_shortcut_backward", &fastres::pad_shortcut_backward);
   m.impl("moments", &fastres::moments);
+  m.impl("moment_statistics", &fastres::moment_statistics);
   m.impl("expand", &fastres::expand);
   m.impl("expand_reduce", &fastres::expand_reduce);
   m.impl("expand_backward_weight", &fastres::expand_backward_weight);
+  m.impl("moment_gradients", &fastres::moment_gradients);
+  m.impl("moment_batch_gradients", &fastres::moment_batch_gradients);
   m.impl("expand_backward_data", &fastres::expand_backward_data);
   m.impl("chain_backward", &fastres::chain_backward);
   m.impl("bn_max_pool", &fastres::bn_max_pool);

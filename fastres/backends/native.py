@@ -11,11 +11,8 @@ from .. import extension
 from . import reference
 
 _DTYPES = (torch.float32, torch.bfloat16)
-# products of moments and weights, no pass over an activation: the reference's are PyTorch's own;
-# and inference's convolution, for which `fastres.inference` prepares oneDNN's
-_REFERENCES = frozenset(
-    {"moment_statistics", "moment_gradients", "moment_batch_gradients", "conv_bias_act"}
-)
+# inference's convolution, for which `fastres.inference` prepares oneDNN's
+_REFERENCES = frozenset({"conv_bias_act"})
 
 
 def usable(device: torch.device, dtype: torch.dtype) -> str | None:

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import torch
 from parity.block_cases import Draw
+from parity.oracle import ATOL, assert_parity
 from torch import Tensor
+
+from fastres.backends import reference
 
 EPS = 1e-5
 NAMES = ("moment_statistics", "moment_gradients", "moment_batch_gradients")
@@ -25,6 +28,14 @@ KINDS = {
     "no weight and bias": {"affine": False},
     "no rows": {},
     "no rows here": {"ranks": True},
+}
+# rows, inner and outer channels: below, at and above the tiles, even and odd
+SIZES = [(2, 1, 3), (50, 3, 1), (40, 17, 65), (90, 65, 17), (70, 64, 128), (300, 128, 256)]
+# the places of the arguments that hold values
+_VALUES = {
+    "moment_statistics": (1, 2, 3, 4),
+    "moment_gradients": (1, 2, 3, 4, 6, 7, 8, 9),
+    "moment_batch_gradients": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
 }
 
 
@@ -139,3 +150,93 @@ def results(module, name: str, arguments: list) -> dict[str, Tensor]:
     found = getattr(module, name)(*arguments)
     found = found if isinstance(found, tuple | list) else (found,)
     return dict(zip(RESULTS[name], found, strict=True))
+
+
+def case(size: tuple[int, int, int], dtype: torch.dtype, kind: str = "one rank") -> Moments:
+    """One of SIZES and KINDS."""
+    rows, k, width = size
+    return moments_and_weights(
+        0 if kind.startswith("no rows") else rows, k, width, dtype, **KINDS[kind]
+    )
+
+
+def check(module, found: Moments, name: str, dtype: torch.dtype) -> None:
+    """Parity of an operator, and outputs as the reference's in size, dtype and strides."""
+    ours = results(module, name, found.arguments[name])
+    same = results(reference, name, found.arguments[name])
+    for key, value in ours.items():
+        assert (value.shape, value.dtype) == (same[key].shape, same[key].dtype), key
+        assert value.is_contiguous(), key
+    assert_parity(ours, same, found.expected[name], ATOL[dtype])
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Bitwise."""
+    for key, value in first.items():
+        assert torch.equal(value, second[key]), key
+
+
+def strided(arguments: list) -> list:
+    """The same values, no vector or matrix of which lies as it did."""
+    changed = list(arguments)
+    for index, value in enumerate(arguments):
+        if isinstance(value, Tensor) and value.dim() == 1 and value.numel():
+            changed[index] = torch.stack([value, value], 1)[:, 0]
+        elif isinstance(value, Tensor) and value.dim() in (2, 4):
+            changed[index] = value.transpose(0, 1).contiguous().transpose(0, 1)
+    return changed
+
+
+def check_a_large_mean(module) -> None:
+    """Variance and shift do not cancel, though the mean of y is 1e4 times its spread."""
+    found = moments_and_weights(80, 24, 40, torch.float32, at=1e4)
+    ours = results(module, "moment_statistics", found.arguments["moment_statistics"])
+    expected = found.expected["moment_statistics"]
+    assert expected["mean"].abs().max() > 1e3
+    for key in ("offset", "covariance", "var", "invstd", "scale", "shift"):
+        torch.testing.assert_close(ours[key].double(), expected[key], rtol=2e-5, atol=2e-5)
+
+
+def check_the_mixing(module, dtype: torch.dtype) -> None:
+    """Symmetric, and the constant is made of what was rounded."""
+    found = case((70, 65, 130), dtype)
+    arguments = found.arguments["moment_batch_gradients"]
+    ours = results(module, "moment_batch_gradients", arguments)
+    assert torch.equal(ours["mixing"], ours["mixing"].t())
+    pivot, offset, rows = arguments[8], arguments[9], arguments[-1]
+    operand = offset if dtype == torch.float32 else pivot + offset
+    constant = -arguments[2].double().t() @ (arguments[4].double() / rows)
+    constant = constant - ours["mixing"].double() @ operand.double()
+    error = (ours["constant"].double() - constant).abs().max()
+    assert error <= 2e-6 * constant.abs().max()
+    if dtype != torch.float32:  # of the matrices before rounding it would be another one
+        unrounded = found.expected["moment_batch_gradients"]["constant"]
+        assert error < 0.1 * (unrounded - constant).abs().max()
+
+
+def check_rounding_of_the_weight(module, dtype: torch.dtype) -> None:
+    """A weight of another dtype than a 16-bit activation's is rounded to that one."""
+    found = case((40, 17, 65), dtype)
+    for name in NAMES:
+        narrow = list(found.arguments[name])
+        narrow[1] = narrow[1].to(dtype)
+        wide = list(narrow)
+        # nearer to what it is rounded to than to any other number of 16 bits
+        wide[1] = narrow[1].float() * (1 + 2**-13)
+        assert not torch.equal(wide[1], narrow[1].float())
+        assert_same(results(module, name, wide), results(module, name, narrow))
+
+
+def check_nan(module) -> None:
+    """A NaN reaches what it reaches in torch."""
+    found = case((40, 6, 10), torch.float32, "ranks")
+    for name, places in _VALUES.items():
+        for place in places:
+            arguments = list(found.arguments[name])
+            arguments[place] = arguments[place].contiguous().clone()
+            arguments[place].view(-1)[2] = torch.nan
+            if name == "moment_statistics" and place == 3:  # second moments are symmetric
+                arguments[place][2, 0] = torch.nan
+            ours, expected = results(module, name, arguments), results(reference, name, arguments)
+            for key, value in ours.items():
+                assert torch.equal(value.isnan(), expected[key].isnan()), (name, place, key)

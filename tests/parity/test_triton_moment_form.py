@@ -7,8 +7,20 @@ from collections import Counter
 
 import pytest
 import torch
-from parity.moment_cases import KINDS, NAMES, RESULTS, moments_and_weights, results
-from parity.oracle import ATOL, assert_parity
+from parity.moment_cases import (
+    KINDS,
+    NAMES,
+    SIZES,
+    assert_same,
+    case,
+    check,
+    check_a_large_mean,
+    check_nan,
+    check_rounding_of_the_weight,
+    check_the_mixing,
+    results,
+    strided,
+)
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1"
@@ -22,8 +34,6 @@ from fastres.kernels import launch, moment_gradients, moment_statistics  # noqa:
 
 # the interpreter truncates to bf16: that is tested on a GPU
 DTYPES = (torch.float32, torch.float16)
-# rows, inner and outer channels: below, at and above the tiles, even and odd
-SIZES = [(2, 1, 3), (50, 3, 1), (40, 17, 65), (90, 65, 17), (70, 64, 128), (300, 128, 256)]
 KERNELS = {
     "moment_statistics": ("moment_statistics_kernel", "moment_affine_kernel"),
     "moment_gradients": ("moment_gradients_kernel",),
@@ -35,29 +45,13 @@ KERNELS = {
 }
 
 
-def case(size, dtype, kind="one rank"):
-    rows, k, width = size
-    return moments_and_weights(
-        0 if kind.startswith("no rows") else rows, k, width, dtype, **KINDS[kind]
-    )
-
-
-def check(found, name, dtype):
-    ours = results(backend, name, found.arguments[name])
-    same = results(reference, name, found.arguments[name])
-    for key, value in ours.items():
-        assert (value.shape, value.dtype) == (same[key].shape, same[key].dtype), key
-        assert value.is_contiguous(), key
-    assert_parity(ours, same, found.expected[name], ATOL[dtype])
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_parity(size, dtype, kind, poison):
     found = case(size, dtype, kind)
     for name in found.arguments:
-        check(found, name, dtype)
+        check(backend, found, name, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,7 +68,7 @@ def test_many_tiles_in_every_direction(dtype, monkeypatch, poison):
     for kind in ("one rank", "ranks", "frozen"):
         found = case((60, 70, 150), dtype, kind)
         for name in found.arguments:
-            check(found, name, dtype)
+            check(backend, found, name, dtype)
 
 
 def test_how_many_kernels_a_layer_launches():
@@ -88,63 +82,27 @@ def test_how_many_kernels_a_layer_launches():
 
 
 def test_a_large_mean_does_not_cancel(poison):
-    """Neither in the variance nor in the shift, though the mean of y is 1e4 times its spread."""
-    found = moments_and_weights(80, 24, 40, torch.float32, at=1e4)
-    ours = results(backend, "moment_statistics", found.arguments["moment_statistics"])
-    expected = found.expected["moment_statistics"]
-    assert expected["mean"].abs().max() > 1e3
-    for key in ("offset", "covariance", "var", "invstd", "scale", "shift"):
-        torch.testing.assert_close(ours[key].double(), expected[key], rtol=2e-5, atol=2e-5)
+    check_a_large_mean(backend)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("module", [backend, reference], ids=["triton", "reference"])
 def test_the_mixing_is_symmetric_and_the_constant_made_of_what_was_rounded(module, dtype):
-    found = case((70, 65, 130), dtype)
-    arguments = found.arguments["moment_batch_gradients"]
-    ours = results(module, "moment_batch_gradients", arguments)
-    assert torch.equal(ours["mixing"], ours["mixing"].t())
-    pivot, offset, rows = arguments[8], arguments[9], arguments[-1]
-    operand = offset if dtype == torch.float32 else pivot + offset
-    constant = -arguments[2].double().t() @ (arguments[4].double() / rows)
-    constant = constant - ours["mixing"].double() @ operand.double()
-    error = (ours["constant"].double() - constant).abs().max()
-    assert error <= 2e-6 * constant.abs().max()
-    if dtype == torch.float16:  # of the matrices before rounding it would be another one
-        unrounded = found.expected["moment_batch_gradients"]["constant"]
-        assert error < 0.1 * (unrounded - constant).abs().max()
+    check_the_mixing(module, dtype)
 
 
 @pytest.mark.parametrize("kind", ["one rank", "ranks", "frozen"])
 def test_repeats_are_bitwise_equal_and_layouts_do_not_matter(kind):
     found = case((40, 17, 65), torch.float32, kind)
     for name, arguments in found.arguments.items():
-        first, again = (results(backend, name, arguments) for _ in range(2))
-        strided = list(arguments)
-        for index, value in enumerate(arguments):
-            if isinstance(value, torch.Tensor) and value.dim() == 1 and value.numel():
-                strided[index] = torch.stack([value, value], 1)[:, 0]
-            elif isinstance(value, torch.Tensor) and value.dim() in (2, 4):
-                strided[index] = value.transpose(0, 1).contiguous().transpose(0, 1)
-        changed = results(backend, name, strided)
-        for key in RESULTS[name]:
-            assert torch.equal(first[key], again[key]), (name, key)
-            assert torch.equal(first[key], changed[key]), (name, key)
+        first = results(backend, name, arguments)
+        assert_same(first, results(backend, name, arguments))
+        assert_same(first, results(backend, name, strided(arguments)))
 
 
 @pytest.mark.parametrize("module", [backend, reference], ids=["triton", "reference"])
 def test_a_weight_is_rounded_to_the_activations_dtype(module):
-    found = case((40, 17, 65), torch.float16)
-    for name in NAMES:
-        narrow = list(found.arguments[name])
-        narrow[1] = narrow[1].half()
-        wide = list(narrow)
-        # nearer to what it is rounded to than to any other fp16 number
-        wide[1] = narrow[1].float() * (1 + 2**-13)
-        assert not torch.equal(wide[1], narrow[1].float())
-        ours, expected = results(module, name, wide), results(module, name, narrow)
-        for key in RESULTS[name]:
-            assert torch.equal(ours[key], expected[key]), (name, key)
+    check_rounding_of_the_weight(module, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -164,22 +122,7 @@ def test_the_reference_serves_the_rest(dtype):
 
 
 def test_nan_reaches_what_it_reaches_in_torch():
-    found = case((40, 6, 10), torch.float32, "ranks")
-    spoiled = {
-        "moment_statistics": (1, 2, 3, 4),
-        "moment_gradients": (1, 2, 3, 4, 6, 7, 8, 9),
-        "moment_batch_gradients": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11),
-    }
-    for name, places in spoiled.items():
-        for place in places:
-            arguments = list(found.arguments[name])
-            arguments[place] = arguments[place].contiguous().clone()
-            arguments[place].view(-1)[2] = torch.nan
-            if name == "moment_statistics" and place == 3:  # second moments are symmetric
-                arguments[place][2, 0] = torch.nan
-            ours, expected = results(backend, name, arguments), results(reference, name, arguments)
-            for key, value in ours.items():
-                assert torch.equal(value.isnan(), expected[key].isnan()), (name, place, key)
+    check_nan(backend)
 
 
 @pytest.mark.parametrize("training", [True, False])
