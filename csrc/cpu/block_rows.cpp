@@ -157,8 +157,10 @@ at::Tensor outer_product(const Operand<T>& a, const Operand<T>& b, int64_t rows,
   float* const sums = form.sums;
   const BlockKernels<T>& kernel = block_kernels<T>();
   const int64_t own = a.channels, m = own + (with_ones ? 1 : 0), n = b.channels;
-  const int64_t lda = staggered(symmetric ? padded_columns(m) : m), ldc = padded_columns(n);
+  const int64_t lda = staggered(symmetric ? padded_columns(m) : m);
   const Split split(own, n, rows);
+  // what is summed up afterwards need not lie as the result does
+  const int64_t ldc = split.groups > 1 ? staggered(padded_columns(n)) : padded_columns(n);
   const int64_t ldb = staggered(split.widest());
   at::Tensor partial = at::empty({split.groups, m, ldc}, like.options().dtype(at::kFloat));
   const int64_t row_bytes = 4 * (lda + ldb);
