@@ -131,7 +131,7 @@ def _block(name: str, block: Block, run: str) -> Row:
 
 
 def _form(block: Block) -> str:
-    rows = least_rows(block.describe().layers, block.memory, block.conv1.weight.device)
+    rows = least_rows(block.describe().layers, block.memory, block.conv1.weight)
     if rows is None:
         return ""
     return f"moment form from N*H*W = {rows}" if rows else "moment form"

@@ -58,7 +58,8 @@ def _recorded(workload: Workload, machine: Machine) -> list[Operation]:
     with FakeTensorMode(), tuned.choosing_for(machine.gpu, machine.family), ExitStack() as stack:
         if workload.device.type == "cuda":
             # fake tensors are on no device, and the kernels are a GPU's
-            stack.enter_context(moments_from(rows_per_channel(workload.device)))
+            rows = rows_per_channel(workload.device, workload.autocast or torch.float32)
+            stack.enter_context(moments_from(rows))
         module = with_channels_last(workload.build(not workload.inference))
         module.train(not workload.inference)
         dtype = workload.autocast if workload.input_gradients else None

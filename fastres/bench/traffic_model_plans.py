@@ -129,7 +129,8 @@ def record(
     with FakeTensorMode(), tuned.choosing_for(gpu, family), ExitStack() as stack:
         stack.enter_context(_providers(variant.providers))
         # the tensors are on no GPU, and the plan is for one
-        rows = rows_per_channel(torch.device("cuda")) if variant.moments else math.inf
+        there = torch.device("cuda"), workload.autocast or torch.float32
+        rows = rows_per_channel(*there) if variant.moments else math.inf
         stack.enter_context(moments_from(rows))
         module = with_channels_last(workload.build(variant.fused)).train()
         if variant.layer_by_layer:
@@ -208,7 +209,7 @@ def _batch(workload: Workload) -> Batch:
 def moments_from(rows: float) -> Iterator[None]:
     """Let the moment form be worth its while from so many rows per channel."""
     before = whole_blocks.rows_per_channel
-    whole_blocks.rows_per_channel = lambda device: rows
+    whole_blocks.rows_per_channel = lambda *_: rows
     try:
         yield
     finally:

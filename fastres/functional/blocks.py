@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
@@ -128,7 +127,7 @@ def _plan(
         check_identity(size, here, stride)
         if stride != 1 or size[1] != here[1]:
             kind = "pad"
-    least = least_rows(block.layers, memory, like.device)
+    least = least_rows(block.layers, memory, like)
     moments = least is not None and here[0] * here[2] * here[3] >= least
     projected = moments and projection is not None and _pointwise(block.shortcut, strided=True)
     planned.blocks.append(Block(tuple(layers), kind, stride, projection, moments, projected))
@@ -155,12 +154,13 @@ def _pointwise(layer: ConvBN, *, strided: bool) -> bool:
     return plain and geometry.padding == (0, 0) and (strided or geometry.stride == (1, 1))
 
 
-def least_rows(layers: Sequence[ConvBN], memory: str, device: torch.device) -> int | None:
-    """From how many rows N*H*W on the last layer of a block is in moment form; None: never.
+def least_rows(layers: Sequence[ConvBN], memory: str, like: Tensor) -> int | None:
+    """From how many rows N*H*W on the last layer of a block whose input is like `like` is in moment
+    form; None: never.
 
     It must be a 1x1 convolution to at least twice the channels that it reads.
     """
     outer, inner = layers[-1].weight.shape[:2]
     if len(layers) < 2 or not _pointwise(layers[-1], strided=False) or outer < 2 * inner:
         return None
-    return 0 if memory == "low" else rows_per_channel(device) * outer
+    return 0 if memory == "low" else rows_per_channel(like.device, like.dtype) * outer

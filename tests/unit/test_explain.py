@@ -24,7 +24,7 @@ def test_an_untouched_network_runs_whole_blocks():
     assert len(found.rows) == 17
     text = str(found)
     assert (
-        "layer1.1  Bottleneck  whole block  moment form from N*H*W = 4096; 2 of 3 in a run" in text
+        "layer1.1  Bottleneck  whole block  moment form from N*H*W = 768; 2 of 3 in a run" in text
     )
     assert "16 of 16 blocks run whole; backend" in text
     assert repr(found) == text

@@ -231,8 +231,8 @@ def real_step(name: str, fused: bool) -> Step:
 @pytest.fixture
 def blocks_as_on_a_gpu(monkeypatch):
     """The moment form from as many rows as there."""
-    rows = backends.rows_per_channel(torch.device("cuda"))
-    monkeypatch.setattr(functional.blocks, "rows_per_channel", lambda device: rows)
+    rows = backends.rows_per_channel(torch.device("cuda"), torch.float32)
+    monkeypatch.setattr(functional.blocks, "rows_per_channel", lambda *_: rows)
 
 
 def recorded(step: Step) -> Recorder:
