@@ -26,14 +26,14 @@ NETWORKS = {
     "resnet18 fp32": ("resnet18", 16, 224, "fp32", 11),
     "cifar resnet20 fp32": ("resnet20", 128, 32, "fp32", 25),
 }
-# times faster than a peer, at least: what every change has to keep. The aims beyond are 1.20 in
-# bf16, which is reached on some runs only (1.16 to 1.22: the slower the memory, the less), and for
-# CIFAR, where it depends on eager's page faults (1.16 to 1.36 was seen). That the pair has a
+# times faster than a peer, at least: the project's aims, set beforehand. In bf16 it is missed where
+# others on the machine slow both cores at once (1.13 was seen beside 1.23 to 1.26). For CIFAR the
+# aim is 1.20, but it depends on eager's page faults (1.16 to 1.36 was seen). That the pair has a
 # process to itself was decided after measuring, see `_pair`.
 TARGETS = {
     "resnet50 fp32": {EAGER: 1.30},
     "resnet50 fp32, all peers": {NCHW: 1.40},
-    "resnet50 bf16": {EAGER: 1.12},
+    "resnet50 bf16": {EAGER: 1.20},
     "resnet18 fp32": {EAGER: 1.20},
     "cifar resnet20 fp32": {EAGER: 1.10},
 }
