@@ -19,6 +19,15 @@ bool products_serve(const at::Tensor& x, const at::Tensor& weight, at::IntArrayR
          for_type(x.scalar_type(), [](auto type) { return block_kernels<decltype(type)>().pairs; });
 }
 
+bool is_plain_3x3(const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                  at::IntArrayRef dilation, int64_t groups) {
+  const auto both = [](at::IntArrayRef pair, int64_t value) {
+    return pair[0] == value && pair[1] == value;
+  };
+  return groups == 1 && both(weight.sizes().slice(2), 3) && both(stride, 1) && both(padding, 1) &&
+         both(dilation, 1);
+}
+
 std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length) {
   std::vector<float> values(padded_columns(length), 0.0f);
   if (vector.has_value()) {

@@ -45,6 +45,10 @@ constexpr int64_t kPanelBytes = int64_t{400} << 10;
 bool products_serve(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef stride,
                     at::IntArrayRef padding, int64_t groups);
 
+// Whether a convolution is 3x3 at stride 1 with padding 1, as a residual block's are.
+bool is_plain_3x3(const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                  at::IntArrayRef dilation, int64_t groups);
+
 // A [C] vector in fp32, padded to whole tiles.
 std::vector<float> padded_vector(const OptionalTensor& vector, int64_t length);
 

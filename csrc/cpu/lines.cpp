@@ -53,15 +53,10 @@ struct Pixels {
 
 bool lines_serve(const at::Tensor& x, const at::Tensor& weight, at::IntArrayRef stride,
                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  const auto all = [](at::IntArrayRef pair, int64_t value) {
-    return pair[0] == value && pair[1] == value;
-  };
-  const bool ours = groups == 1 && all(weight.sizes().slice(2), kKernel) && all(stride, 1) &&
-                    all(padding, 1) && all(dilation, 1);
   const bool pairs = for_type(
       x.scalar_type(), [](auto type) { return block_kernels<decltype(type)>().pairs; });
-  return ours && pairs && x.numel() > 0 && x.size(1) % kTileColumns == 0 &&
-         x.size(3) >= kLeastWidth;
+  return is_plain_3x3(weight, stride, padding, dilation, groups) && pairs && x.numel() > 0 &&
+         x.size(1) % kTileColumns == 0 && x.size(3) >= kLeastWidth;
 }
 
 at::Tensor lines_backward_weight(const at::Tensor& dy, const at::Tensor& x) {

@@ -165,11 +165,7 @@ struct Pieces {
 
 bool winograd_serves(const Tensor& x, const Tensor& weight, at::IntArrayRef stride,
                      at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  const auto all = [](at::IntArrayRef pair, int64_t value) {
-    return pair[0] == value && pair[1] == value;
-  };
-  if (x.scalar_type() != at::kFloat || groups != 1 || weight.size(2) != 3 || weight.size(3) != 3 ||
-      !all(stride, 1) || !all(padding, 1) || !all(dilation, 1) ||
+  if (x.scalar_type() != at::kFloat || !is_plain_3x3(weight, stride, padding, dilation, groups) ||
       weight.size(0) % kTileColumns != 0 || weight.size(1) % kTileColumns != 0) {
     return false;
   }
